@@ -1,0 +1,122 @@
+"""Argument checks. Shapes are checked while tracing, knobs while they are concrete.
+
+Each check raises a ValueError that names the argument, what was expected and what came.
+A check of a knob takes `(name, value)`, so that a loss can list its knobs' ranges beside
+its signature (see `jaxkd.losses._compile`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+Range = Callable[[str, Any], None]
+
+
+def same_shape(**arrays: ArrayLike) -> None:
+    """Every array has exactly the same shape: nothing is broadcast."""
+    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"shapes must be equal (no broadcasting), got {got}")
+
+
+def rank(least: int, most: int | None = None, **arrays: ArrayLike) -> None:
+    """Every array has `least` to `most` axes (`most=None`: at least `least`)."""
+    for name, array in arrays.items():
+        shape = jnp.shape(array)
+        if len(shape) < least or (most is not None and len(shape) > most):
+            if most is None:
+                wanted = f"at least {least}"
+            else:
+                wanted = f"{least}" if most == least else f"{least} to {most}"
+            raise ValueError(f"{name} must have {wanted} axes, got shape {shape}")
+
+
+def not_empty(**arrays: ArrayLike) -> None:
+    """No axis has length 0."""
+    for name, array in arrays.items():
+        if 0 in jnp.shape(array):
+            raise ValueError(f"{name} must not be empty, got shape {jnp.shape(array)}")
+
+
+def labels(labels: ArrayLike, batch: tuple[int, ...], name: str = "labels") -> None:
+    """`labels` holds one integer for each example of a batch of shape `batch`."""
+    dtype = jnp.result_type(labels)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"{name} must be integers (class indices), got {dtype}")
+    if jnp.shape(labels) != batch:
+        raise ValueError(f"{name} must have shape {batch}, got {jnp.shape(labels)}")
+
+
+def mask(name: str, mask: ArrayLike | None, shape: tuple[int, ...]) -> None:
+    """`mask` is None, or boolean of exactly this shape."""
+    if mask is None:
+        return
+    if jnp.result_type(mask) != jnp.bool_:
+        raise ValueError(f"{name} must be boolean, got {jnp.result_type(mask)}")
+    if jnp.shape(mask) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {jnp.shape(mask)}")
+
+
+def class_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> None:
+    """`mask` is None, or boolean and broadcastable to logits of this shape."""
+    if mask is None:
+        return
+    if jnp.result_type(mask) != jnp.bool_:
+        raise ValueError(f"class_mask must be boolean, got {jnp.result_type(mask)}")
+    got = jnp.shape(mask)
+    fits = len(got) <= len(shape) and all(
+        g in (1, s) for g, s in zip(got[::-1], shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(f"class_mask {got} does not broadcast to logits {shape}")
+
+
+def _concrete(value: Any) -> np.ndarray | None:
+    """The value as an array, or None while it is being traced."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    array = np.asarray(value)
+    return array if np.issubdtype(array.dtype, np.number) else np.asarray(np.nan)
+
+
+def _range(wanted: str, holds: Callable[[np.ndarray], np.ndarray]) -> Range:
+    def check(name: str, value: Any) -> None:
+        array = _concrete(value)
+        if array is not None and not np.all(holds(array) & np.isfinite(array)):
+            raise ValueError(f"{name} must be {wanted}, got {value}")
+
+    return check
+
+
+positive = _range("finite and > 0", lambda v: v > 0)
+not_negative = _range("finite and >= 0", lambda v: v >= 0)
+finite = _range("finite", np.isfinite)
+open_unit = _range("in the open interval (0, 1)", lambda v: (v > 0) & (v < 1))
+closed_unit = _range("in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+
+
+def whole(least: int) -> Range:
+    """A Python integer of at least `least`."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be >= {least}, got {value}")
+
+    return check
+
+
+def one_of(*choices: Any) -> Range:
+    """One of the listed values."""
+
+    def check(name: str, value: Any) -> None:
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+    return check

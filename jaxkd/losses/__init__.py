@@ -1,0 +1,2 @@
+from jaxkd.losses._kd import kd
+__all__ = ["kd"]

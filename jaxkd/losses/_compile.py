@@ -1,0 +1,63 @@
+"""What turns the text of a loss into the public function: check, widen, compile."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd._check import Range
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _widen(x: Any) -> Any:
+    """Half precision becomes float32, because sums over classes need the digits.
+
+    A Python number becomes a float, so that 4 and 4.0 share one compiled program.
+    """
+    if isinstance(x, int | float) and not isinstance(x, bool):
+        return float(x)
+    if x is not None and jnp.result_type(x) in (jnp.bfloat16, jnp.float16):
+        return jnp.asarray(x, jnp.float32)
+    return x
+
+
+def compiled(
+    *, static: tuple[str, ...] = (), **ranges: Range
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes a loss run compiled when it is called eagerly, and inline when traced.
+
+    Knobs are checked here, before tracing, because inside `jit` their values are not
+    known; a knob that the caller traces himself passes unchecked. Knobs are arguments
+    of the compiled program, so that another temperature does not compile again.
+
+    Args:
+      static: knobs that choose the program (a variant, a chunk size); it is compiled
+        once for each of their values.
+      **ranges: for a knob, the check of its value, from `jaxkd._check`.
+    """
+
+    def decorate(loss: Callable[P, R]) -> Callable[P, R]:
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(loss).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        program = jax.jit(loss, static_argnames=static, inline=True)
+
+        @functools.wraps(loss)
+        def public(*args: P.args, **kwargs: P.kwargs) -> R:
+            knobs = {**defaults, **kwargs}
+            for name, check in ranges.items():
+                check(name, knobs[name])
+            for name in knobs.keys() - set(static):
+                knobs[name] = _widen(knobs[name])
+            return program(*map(_widen, args), **knobs)  # type: ignore[return-value]
+
+        return public
+
+    return decorate
