@@ -1,8 +1,8 @@
 """Argument checks. Shapes are checked while tracing, knobs while they are concrete.
 
-Each check raises a ValueError that names the argument, what was expected and what came.
-A check of a knob takes `(name, value)`, so that a loss can list its knobs' ranges beside
-its signature (see `jaxkd.losses._compile`).
+Each check raises a ValueError that names the argument, what was expected and what
+came. A check of a knob takes `(name, value)`, so that a loss can list its knobs' ranges
+beside its signature (see `jaxkd.losses._compile`).
 """
 
 from collections.abc import Callable
@@ -43,6 +43,27 @@ def not_empty(**arrays: ArrayLike) -> None:
             raise ValueError(f"{name} must not be empty, got shape {jnp.shape(array)}")
 
 
+def real(**arrays: ArrayLike) -> None:
+    """Every array holds floating-point numbers."""
+    for name, array in arrays.items():
+        dtype = jnp.result_type(array)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"{name} must be real (float32 or so), got {dtype}")
+
+
+def logits(
+    class_mask_: ArrayLike | None, where: ArrayLike | None, **arrays: ArrayLike
+) -> None:
+    """What every loss of logits `[*batch, classes]` asks, masks included."""
+    real(**arrays)
+    rank(1, **arrays)
+    same_shape(**arrays)
+    not_empty(**arrays)
+    shape = jnp.shape(next(iter(arrays.values())))
+    class_mask(class_mask_, shape)
+    mask("where", where, shape[:-1])
+
+
 def labels(labels: ArrayLike, batch: tuple[int, ...], name: str = "labels") -> None:
     """`labels` holds one integer for each example of a batch of shape `batch`."""
     dtype = jnp.result_type(labels)
@@ -78,14 +99,21 @@ def class_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> None:
 
 def _concrete(value: Any) -> np.ndarray | None:
     """The value as an array, or None while it is being traced."""
-    if isinstance(value, jax.core.Tracer):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
         return None
     array = np.asarray(value)
     return array if np.issubdtype(array.dtype, np.number) else np.asarray(np.nan)
 
 
-def _range(wanted: str, holds: Callable[[np.ndarray], np.ndarray]) -> Range:
+def _range(
+    wanted: str, holds: Callable[[np.ndarray], np.ndarray], axes: int = 0
+) -> Range:
+    """A number (`axes=0`) or a sequence of numbers (`axes=1`), all in the range."""
+
     def check(name: str, value: Any) -> None:
+        if np.ndim(value) != axes:
+            kind = "one number" if axes == 0 else "a sequence of numbers"
+            raise ValueError(f"{name} must be {kind}, {wanted}, got {value}")
         array = _concrete(value)
         if array is not None and not np.all(holds(array) & np.isfinite(array)):
             raise ValueError(f"{name} must be {wanted}, got {value}")
@@ -97,6 +125,7 @@ positive = _range("finite and > 0", lambda v: v > 0)
 not_negative = _range("finite and >= 0", lambda v: v >= 0)
 finite = _range("finite", np.isfinite)
 open_unit = _range("in the open interval (0, 1)", lambda v: (v > 0) & (v < 1))
+positives = _range("finite and > 0", lambda v: v > 0, axes=1)
 closed_unit = _range("in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
 

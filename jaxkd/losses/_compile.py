@@ -45,7 +45,7 @@ def compiled(
         defaults = {
             name: parameter.default
             for name, parameter in inspect.signature(loss).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
+            if parameter.default is not parameter.empty
         }
         program = jax.jit(loss, static_argnames=static, inline=True)
 
@@ -55,7 +55,7 @@ def compiled(
             for name, check in ranges.items():
                 check(name, knobs[name])
             for name in knobs.keys() - set(static):
-                knobs[name] = _widen(knobs[name])
+                knobs[name] = jax.tree.map(_widen, knobs[name])
             return program(*map(_widen, args), **knobs)  # type: ignore[return-value]
 
         return public

@@ -1,9 +1,9 @@
-"""Numerics that several losses share: log-probabilities and masks that are never NaN."""
+"""Numerics that several losses share: probabilities and masks that are never NaN."""
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def without(where: Array | None, *arrays: Array) -> tuple[Array, ...]:
@@ -26,6 +26,40 @@ def only(where: Array | None, loss: Float[Array, "*batch"]) -> Float[Array, "*ba
     return loss if where is None else jnp.where(where, loss, 0)
 
 
+def live(
+    logits: Float[Array, "*batch classes"], class_mask: Bool[Array, "..."] | None
+) -> Bool[Array, "*batch classes"]:
+    """The classes that exist: those neither masked nor with a logit of -inf."""
+    finite = logits > -jnp.inf
+    if class_mask is None:
+        return finite
+    # NaN > -inf is false, and so a masked class may hold anything.
+    return finite & jnp.broadcast_to(class_mask, logits.shape)
+
+
+def lowest(dtype: jnp.dtype) -> float:
+    """The logarithm of probability 0, about -1e38 for float32, in place of -inf.
+
+    A quarter of the range, so that the difference of two of these is still finite, and
+    p * log p is 0 for p = 0, not NaN.
+    """
+    return float(jnp.finfo(dtype).min) / 4
+
+
+def scaled(
+    logits: Float[Array, "*batch classes"],
+    class_mask: Bool[Array, "..."] | None = None,
+    temperature: ArrayLike = 1.0,
+) -> tuple[Float[Array, "*batch classes"], Bool[Array, "*batch classes"]]:
+    """Logits over the temperature, 0 where a class does not exist, and where it does.
+
+    What a class that does not exist holds must not meet the temperature: the
+    derivative with respect to that would be 0 * NaN.
+    """
+    alive = live(logits, class_mask)
+    return jnp.where(alive, logits, 0) / temperature, alive
+
+
 def log_softmax(
     logits: Float[Array, "*batch classes"],
     class_mask: Bool[Array, "..."] | None = None,
@@ -34,14 +68,48 @@ def log_softmax(
 ) -> Float[Array, "*batch classes"]:
     """Log-probabilities of softmax(logits / T), finite also for excluded classes.
 
-    A class that is masked, or whose logit is -inf, has probability exactly 0 and a
-    log-probability of about -1e38 in place of -inf: p * log p is then 0, not NaN, and
-    so is its gradient.
+    A class that is masked, or whose logit is -inf, has probability exactly 0, the
+    log-probability `lowest`, and no gradient. So have all classes of a row that has
+    none left.
     """
-    logits = logits / temperature
-    # A quarter of the range: the difference of two of these is still finite.
-    lowest = jnp.finfo(logits.dtype).min / 4
-    live = logits > -jnp.inf
-    if class_mask is not None:
-        live &= jnp.broadcast_to(class_mask, logits.shape)
-    return jax.nn.log_softmax(jnp.where(live, logits, lowest), axis=-1)
+    z, alive = scaled(logits, class_mask, temperature)
+    log_zero = lowest(z.dtype)
+    log_p = jax.nn.log_softmax(jnp.where(alive, z, log_zero), axis=-1)
+    return jnp.where(alive, log_p, log_zero)
+
+
+def log_total(log_p: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
+    """The logarithm of the sum of probabilities, no lower than `lowest`."""
+    return jnp.maximum(jax.nn.logsumexp(log_p, axis=-1), lowest(log_p.dtype))
+
+
+def one_hot(labels: Int[Array, "*batch"], classes: int) -> Bool[Array, "*batch k"]:
+    """True at the label. A comparison: the gradient of a gather would be a scatter."""
+    return labels[..., None] == jax.lax.broadcasted_iota(
+        labels.dtype, (*labels.shape, classes), labels.ndim
+    )
+
+
+def pick(
+    target: Bool[Array, "*batch classes"], values: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
+    """The value at the one class where `target` is true."""
+    return jnp.sum(jnp.where(target, values, 0), axis=-1)
+
+
+def cross_entropy(
+    target: Bool[Array, "*batch classes"],
+    logits: Float[Array, "*batch classes"],
+    class_mask: Bool[Array, "..."] | None,
+) -> Float[Array, "*batch"]:
+    """Minus the log-probability of the target; 0 for a row that has no classes."""
+    log_q = log_softmax(logits, class_mask)
+    return jnp.where(
+        jnp.any(live(logits, class_mask), axis=-1), -pick(target, log_q), 0
+    )
+
+
+def safe_sqrt(x: Array) -> Array:
+    """The square root, with gradient 0 in place of infinity at 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)

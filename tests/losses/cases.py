@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 Inputs = dict[str, np.ndarray]  # a loss's array arguments by name, in its own order
@@ -23,8 +24,9 @@ class Case(NamedTuple):
       knobs: keyword arguments of the loss, `where` and `class_mask` excepted.
       vary: other values of knobs that must not compile a second program.
       pairs: (student, teacher) arguments; the battery sets them equal.
-      at_equal: with the pairs equal, the loss and its student gradient are 0 ("zero"),
-        only the gradient is 0 ("flat"), or nothing is said (None).
+      at_equal: with the pairs equal, the loss and its student gradient are 0 and every
+        other loss is greater ("zero"); the same without the 0 ("least"); only the
+        gradient is 0 ("flat"); nothing is said (None).
       differentiable: arguments for `check_grads`; None means every float argument.
       smooth: two derivatives exist at drawn inputs, so second order is checked.
       batch_axis: where the examples are in an argument, if not on axis 0; None if it
@@ -47,7 +49,7 @@ class Case(NamedTuple):
     knobs: Mapping[str, Any] = {}
     vary: Mapping[str, Any] = {}
     pairs: tuple[tuple[str, str], ...] = (("student_logits", "teacher_logits"),)
-    at_equal: Literal["zero", "flat"] | None = "zero"
+    at_equal: Literal["zero", "least", "flat"] | None = "zero"
     differentiable: tuple[str, ...] | None = None
     smooth: bool = True
     batch_axis: Mapping[str, int | None] = {}
@@ -80,4 +82,4 @@ class Case(NamedTuple):
 
 def is_float(array: Any) -> bool:
     """Whether an argument is real-valued (logits, features), not indices or masks."""
-    return np.issubdtype(np.asarray(array).dtype, np.floating)
+    return bool(jnp.issubdtype(jnp.result_type(array), jnp.floating))

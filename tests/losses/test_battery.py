@@ -1,0 +1,501 @@
+"""What every loss promises, asked of every loss.
+
+A loss joins by being described once, as a `Case`, in logit_cases.py or
+feature_cases.py. Shapes are few and fixed, because every new shape compiles again.
+"""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import jax.test_util
+import numpy as np
+import pytest
+
+from jaxkd import losses
+from tests.losses import feature_cases, logit_cases
+from tests.losses.cases import Case, is_float
+
+CASES: list[Case] = logit_cases.CASES + feature_cases.CASES
+BATCH = 6
+KEPT = np.array([True, False, True, True, False, True])
+
+every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+traced = [0]
+
+
+def count_traces(event: str, duration: float, **_) -> None:
+    """Counts every time that jax turns a function into a program."""
+    if event == "/jax/core/compile/jaxpr_trace_duration":
+        traced[0] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(count_traces)
+
+
+def of(condition, cases=CASES):
+    """Parametrises a test over the cases for which something holds."""
+    cases = [case for case in cases if condition(case)]
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+def draw(case, seed=0, batch=(BATCH,), width=None, scale=1.0, dtype=np.float32):
+    """Inputs of a case, floats scaled and cast."""
+    inputs = case.draw(np.random.default_rng(seed), batch, width or case.width)
+    return {
+        name: (scale * array).astype(dtype) if is_float(array) else array
+        for name, array in inputs.items()
+    }
+
+
+def change_floats(inputs, change):
+    """Applies a function to the float inputs."""
+    return {n: change(a) if is_float(a) else a for n, a in inputs.items()}
+
+
+def make_equal(case, inputs):
+    """The student says what the teacher says."""
+    return {**inputs, **{student: inputs[teacher] for student, teacher in case.pairs}}
+
+
+@functools.cache
+def program(case_index):
+    """The compiled loss and its weighted sum's gradients for all float inputs.
+
+    The weights differ, so that a gradient that lands in the wrong example shows.
+    """
+    case = CASES[case_index]
+
+    def total(floats, rest, order, masks):
+        merged = {**floats, **rest}
+        loss = case.call({name: merged[name] for name in order}, **masks)
+        weights = jnp.arange(1, loss.size + 1).reshape(loss.shape) / loss.size
+        return jnp.sum(weights * loss), loss
+
+    graded = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=2)
+
+    def run(inputs, **masks):
+        floats = {n: jnp.asarray(a) for n, a in inputs.items() if is_float(a)}
+        rest = {n: a for n, a in inputs.items() if not is_float(a)}
+        (_, loss), gradients = graded(floats, rest, tuple(inputs), masks)
+        return np.asarray(loss), {n: np.asarray(g) for n, g in gradients.items()}
+
+    return run
+
+
+def graded(case, inputs, **masks):
+    """Losses `[*batch]` and gradients by argument, as numpy arrays."""
+    return program(CASES.index(case))(inputs, **masks)
+
+
+def assert_finite(case, inputs, **masks):
+    """No NaN and no infinity, in the values or in any gradient."""
+    loss, gradients = graded(case, inputs, **masks)
+    assert np.all(np.isfinite(loss)), f"loss {loss}"
+    for name, gradient in gradients.items():
+        assert np.all(np.isfinite(gradient)), f"gradient for {name}: {gradient}"
+
+
+# Values.
+
+
+@every_case
+def test_is_public(case):
+    assert case.loss is getattr(losses, case.loss.__name__)
+    assert case.loss.__name__ in losses.__all__
+
+
+@every_case
+@pytest.mark.usefixtures("x64")
+def test_equals_an_independent_definition(case):
+    for seed in range(8):
+        inputs = draw(case, seed, scale=(0.3, 1.0, 3.0)[seed % 3], dtype=np.float64)
+        want = case.reference(**inputs, **case.knobs)
+        got, _ = graded(case, inputs)
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(got, want, rtol=case.rtol, atol=1e-12)
+
+
+@every_case
+def test_is_unreduced_and_float32(case):
+    loss = case.call(draw(case))
+    assert loss.shape == (BATCH,)
+    assert loss.dtype == jnp.float32
+
+
+@of(lambda case: case.leading)
+def test_takes_any_leading_axes(case):
+    inputs = draw(case, batch=(2, 3))
+    flat = {
+        name: np.moveaxis(
+            np.moveaxis(array, (axis, axis + 1), (0, 1)).reshape(
+                6, *np.delete(array.shape, (axis, axis + 1))
+            ),
+            0,
+            axis,
+        )
+        for name, array in inputs.items()
+        if (axis := case.axis(name)) is not None
+    }
+    got, want = case.call(inputs), case.call(flat)
+    assert got.shape == (2, 3)
+    np.testing.assert_allclose(got.ravel(), want, rtol=1e-5, atol=1e-6)
+
+
+@of(lambda case: case.leading and not case.across)
+def test_takes_a_single_example_without_a_batch(case):
+    inputs = draw(case)
+    first = {
+        name: array if case.axis(name) is None else np.take(array, 0, case.axis(name))
+        for name, array in inputs.items()
+    }
+    got = case.call(first)
+    assert got.shape == ()
+    np.testing.assert_allclose(got, case.call(inputs)[0], rtol=1e-5, atol=1e-6)
+
+
+@every_case
+def test_jit_equals_eager(case):
+    inputs = draw(case)
+    inlined = jax.jit(lambda inputs: 2 * case.call(inputs))
+    np.testing.assert_allclose(
+        inlined(inputs) / 2, case.call(inputs), rtol=1e-5, atol=1e-6
+    )
+    with jax.disable_jit():
+        slow = case.call(inputs)
+    np.testing.assert_allclose(slow, case.call(inputs), rtol=2e-5, atol=2e-6)
+
+
+@of(lambda case: case.leading and not case.across)
+def test_vmap_equals_batch(case):
+    inputs = draw(case)
+    axes = tuple(case.axis(name) for name in inputs)
+    loss = functools.partial(case.loss, **case.knobs)
+    got = jax.vmap(loss, in_axes=axes)(*inputs.values())
+    np.testing.assert_allclose(got, case.call(inputs), rtol=1e-5, atol=1e-6)
+
+
+@every_case
+def test_permuting_examples_permutes_losses(case):
+    inputs, order = draw(case), np.array([3, 0, 5, 1, 4, 2])
+    got, want = case.call(case.take(inputs, order)), case.call(inputs)[order]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@of(lambda case: case.symmetries)
+@pytest.mark.usefixtures("x64")
+def test_symmetries(case):
+    inputs = draw(case, dtype=np.float64)
+    want, _ = graded(case, inputs)
+    for symmetry in case.symmetries:
+        moved = symmetry(inputs)
+        assert any(np.any(moved[name] != inputs[name]) for name in inputs)
+        np.testing.assert_allclose(graded(case, moved)[0], want, rtol=1e-7, atol=1e-9)
+
+
+@of(lambda case: case.at_equal)
+@pytest.mark.usefixtures("x64")
+def test_least_where_student_equals_teacher(case):
+    apart = draw(case, dtype=np.float64)
+    loss, gradients = graded(case, make_equal(case, apart))
+    if case.at_equal == "zero":
+        np.testing.assert_allclose(loss, 0, atol=1e-6)
+    if case.at_equal in ("zero", "least"):
+        assert np.all(graded(case, apart)[0] > loss)
+    for student, _ in case.pairs:
+        np.testing.assert_allclose(gradients[student], 0, atol=1e-6)
+
+
+# Gradients.
+
+
+@every_case
+@pytest.mark.usefixtures("x64")
+def test_gradients_equal_finite_differences(case):
+    inputs = {n: jnp.asarray(a) for n, a in draw(case, dtype=np.float64).items()}
+    names = case.differentiable
+    if names is None:
+        names = tuple(name for name in inputs if is_float(inputs[name]))
+    if not names:
+        pytest.skip("nothing of it has a gradient that finite differences can see")
+    weights = jnp.arange(1.0, 1 + BATCH) / BATCH
+
+    @jax.jit
+    def total(*floats):
+        merged = {**inputs, **dict(zip(names, floats, strict=True))}
+        return jnp.sum(weights * case.call(merged))
+
+    point = tuple(inputs[name] for name in names)
+    jax.test_util.check_grads(total, point, 1, ["fwd", "rev"], atol=1e-6, rtol=1e-6)
+
+
+# Hard inputs.
+
+
+@every_case
+def test_finite_at_large_inputs(case):
+    assert_finite(case, draw(case, scale=case.largest))
+    assert_finite(case, draw(case, 1, scale=case.largest / 100))
+
+
+@every_case
+def test_finite_at_equal_constant_and_zero_inputs(case):
+    inputs = draw(case)
+    assert_finite(case, make_equal(case, inputs))
+    assert_finite(case, change_floats(inputs, lambda x: np.full_like(x, 0.7)))
+    assert_finite(case, change_floats(inputs, np.zeros_like))
+    for pair in case.pairs:  # and one network alone, as at a zero-initialised head
+        for name in pair:
+            assert_finite(case, {**inputs, name: np.zeros_like(inputs[name])})
+
+
+@every_case
+def test_finite_with_one_example(case):
+    inputs = draw(case, batch=(1,))
+    assert_finite(case, inputs)
+    assert_finite(case, change_floats(inputs, np.zeros_like))
+    assert graded(case, inputs)[0].shape == (1,)
+
+
+@every_case
+def test_finite_with_the_fewest_classes(case):
+    for scale in (1.0, case.largest):
+        assert_finite(case, draw(case, width=case.narrow, scale=scale))
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
+def test_half_precision_is_computed_in_float32(case, dtype):
+    for scale in (1.0, min(1e3, case.largest)):
+        half = draw(case, scale=scale, dtype=dtype)
+        loss, gradients = graded(case, half)
+        assert loss.dtype == np.float32
+        exact = {
+            name: array.astype(np.float32) if array.dtype == dtype else array
+            for name, array in half.items()
+        }
+        want, _ = graded(case, exact)
+        np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-6)
+        for name, gradient in gradients.items():
+            assert gradient.dtype == dtype
+            # float16 ends at 65504: a gradient may be beyond it, but not undefined.
+            assert not np.any(np.isnan(gradient.astype(np.float32))), name
+
+
+# Masks.
+
+
+@every_case
+def test_where_equals_slicing(case):
+    inputs = draw(case)
+    spoilt = {
+        name: spoil(case, name, array) if is_float(array) else array
+        for name, array in inputs.items()
+    }
+    loss, gradients = graded(case, spoilt, where=KEPT)
+    want, want_gradients = graded(case, case.take(inputs, KEPT))
+    np.testing.assert_array_equal(loss[~KEPT], 0)
+    np.testing.assert_allclose(loss[KEPT], want, rtol=1e-5, atol=1e-6)
+    # The two sums weigh the examples differently; a third, equal one compares them.
+    exact, exact_gradients = graded(case, inputs, where=KEPT)
+    np.testing.assert_array_equal(exact, loss)
+    for name, gradient in gradients.items():
+        assert np.all(np.isfinite(gradient)), name
+        np.testing.assert_array_equal(gradient, exact_gradients[name])
+        if case.axis(name) is not None:
+            excluded = np.compress(~KEPT, gradient, case.axis(name))
+            np.testing.assert_array_equal(excluded, 0)
+    assert set(want_gradients) == set(gradients)
+
+
+def spoil(case, name, array):
+    """Fills the excluded examples with NaN and infinities."""
+    axis = case.axis(name)
+    if axis is None:
+        return array
+    spoilt = np.moveaxis(array.copy(), axis, 0)
+    spoilt[1], spoilt[4] = np.nan, np.inf
+    return np.moveaxis(spoilt, 0, axis)
+
+
+@every_case
+@pytest.mark.usefixtures("x64")
+def test_where_has_the_gradient_of_slicing(case):
+    inputs = draw(case, dtype=np.float64)
+    floats = [name for name in inputs if is_float(inputs[name])]
+    weights = np.arange(1.0, BATCH + 1)
+
+    def gradient(inputs, weights, **masks):
+        def total(floats):
+            loss = case.call({**inputs, **floats}, **masks)
+            return jnp.sum(weights * loss)
+
+        return jax.jit(jax.grad(total))({n: jnp.asarray(inputs[n]) for n in floats})
+
+    masked = gradient(inputs, weights, where=jnp.asarray(KEPT))
+    sliced = gradient(case.take(inputs, KEPT), weights[KEPT])
+    for name in floats:
+        axis, got = case.axis(name), masked[name]
+        got = got if axis is None else np.compress(KEPT, got, axis)
+        np.testing.assert_allclose(got, sliced[name], rtol=1e-9, atol=1e-12)
+
+
+@every_case
+def test_where_excluding_all_is_zero(case):
+    loss, gradients = graded(case, draw(case), where=np.zeros(BATCH, bool))
+    np.testing.assert_array_equal(loss, 0)
+    for name, gradient in gradients.items():
+        assert np.all(gradient == 0), name
+
+
+def widen(case, inputs, fill):
+    """Appends two classes to the logits, and the mask that excludes them."""
+    wide = {
+        name: np.concatenate([array, np.full_like(array[..., :2], fill)], axis=-1)
+        if name in case.class_axis
+        else array
+        for name, array in inputs.items()
+    }
+    return wide, np.arange(case.width + 2) < case.width
+
+
+@of(lambda case: case.class_axis)
+@pytest.mark.parametrize("fill", [1.5, 1e4, -np.inf, np.nan], ids=str)
+def test_masked_classes_do_not_exist(case, fill):
+    inputs = draw(case)
+    wide, mask = widen(case, inputs, fill)
+    loss, gradients = graded(case, wide, class_mask=mask)
+    want, want_gradients = graded(case, inputs)
+    np.testing.assert_allclose(loss, want, rtol=2e-5, atol=1e-6)
+    for name in gradients:
+        got = gradients[name]
+        if name in case.class_axis:
+            np.testing.assert_array_equal(got[..., case.width :], 0)
+            got = got[..., : case.width]
+        np.testing.assert_allclose(got, want_gradients[name], rtol=2e-4, atol=1e-5)
+
+
+@of(lambda case: case.class_axis)
+def test_infinitely_unlikely_classes_do_not_exist(case):
+    inputs = draw(case)
+    wide, _ = widen(case, inputs, -np.inf)
+    loss, gradients = graded(case, wide)
+    np.testing.assert_allclose(loss, graded(case, inputs)[0], rtol=2e-5, atol=1e-6)
+    for name in case.class_axis:
+        np.testing.assert_array_equal(gradients[name][..., case.width :], 0)
+        assert np.all(np.isfinite(gradients[name]))
+
+
+@of(lambda case: case.class_axis)
+def test_a_row_without_classes_is_zero(case):
+    inputs = draw(case)
+    mask = np.ones((BATCH, case.width), bool)
+    mask[2] = False
+    loss, gradients = graded(case, inputs, class_mask=mask)
+    assert loss[2] == 0 and np.all(np.isfinite(loss))
+    for name, gradient in gradients.items():
+        assert np.all(np.isfinite(gradient)), name
+
+
+# Compilation.
+
+
+@of(lambda case: case.vary)
+def test_other_knobs_do_not_compile_again(case):
+    inputs = {n: jnp.asarray(a) for n, a in draw(case).items()}
+    once = case.call(inputs)
+    before = traced[0]
+    again = case.call(inputs, **case.vary)
+    assert traced[0] == before
+    assert np.any(np.asarray(once) != np.asarray(again))
+
+
+@of(lambda case: any(is_float(np.asarray(v)) for v in case.vary.values()))
+def test_knobs_may_be_traced(case):
+    inputs = {n: jnp.asarray(a) for n, a in draw(case).items()}
+    for name, value in case.vary.items():
+        value = float(value)
+        f = lambda v, name=name: case.call(inputs, **{name: v}).sum()
+        got, gradient = jax.jit(jax.value_and_grad(f))(value)
+        np.testing.assert_allclose(got, f(value), rtol=1e-5)
+        assert np.isfinite(gradient)
+
+
+@every_case
+def test_inlines_into_an_outer_program(case):
+    inputs = {n: jnp.asarray(a) for n, a in draw(case).items()}
+    jaxpr = jax.make_jaxpr(case.call)(inputs)
+    assert not any(
+        equation.params.get("name") == case.loss.__name__ for equation in jaxpr.eqns
+    )
+
+
+# Bad inputs.
+
+
+@every_case
+@pytest.mark.bad_input
+def test_refuses_batches_of_different_sizes(case):
+    inputs = draw(case)
+    with_examples = [name for name in inputs if case.axis(name) is not None]
+    if len(with_examples) < 2:
+        pytest.skip("only one argument has examples")
+    for name in with_examples:
+        for size in (1, BATCH - 1):  # 1 would broadcast
+            short = np.take(inputs[name], range(size), case.axis(name))
+            with pytest.raises(ValueError, match=name):
+                case.call({**inputs, name: short})
+
+
+@every_case
+@pytest.mark.bad_input
+def test_refuses_pairs_of_different_widths(case):
+    inputs = draw(case)
+    for pair in case.pairs:
+        for name in pair:
+            with pytest.raises(ValueError, match=name):
+                case.call({**inputs, name: inputs[name][..., :1]})
+
+
+@every_case
+@pytest.mark.bad_input
+def test_refuses_an_empty_batch(case):
+    with pytest.raises(ValueError, match="empty"):
+        case.call(case.take(draw(case), np.zeros(BATCH, bool)))
+
+
+@every_case
+@pytest.mark.bad_input
+def test_refuses_wrong_masks(case):
+    inputs = draw(case)
+    with pytest.raises(ValueError, match="where must be boolean"):
+        case.call(inputs, where=np.ones(BATCH))
+    with pytest.raises(ValueError, match="where must have shape"):
+        case.call(inputs, where=np.ones(BATCH - 1, bool))
+    if case.class_axis:
+        with pytest.raises(ValueError, match="class_mask must be boolean"):
+            case.call(inputs, class_mask=np.ones(case.width))
+        with pytest.raises(ValueError, match=r"class_mask .* broadcast"):
+            case.call(inputs, class_mask=np.ones(case.width + 1, bool))
+
+
+@every_case
+@pytest.mark.bad_input
+def test_refuses_integer_features_and_real_labels(case):
+    inputs = draw(case)
+    for name, array in inputs.items():
+        wrong = array.astype(int) if is_float(array) else array.astype(np.float32)
+        with pytest.raises(ValueError, match=name):
+            case.call({**inputs, name: wrong})
+
+
+@every_case
+@pytest.mark.bad_input
+def test_refuses_knobs_out_of_range(case):
+    inputs = draw(case)
+    for name in inspect.signature(case.loss).parameters:
+        if name == "temperature":
+            for wrong in (0, -1.0, float("nan"), float("inf"), "warm"):
+                with pytest.raises(ValueError, match="temperature must be"):
+                    case.call(inputs, temperature=wrong)
