@@ -1,0 +1,19 @@
+"""Data: decoded splits on the host, batches gathered on the device, augmentation."""
+
+from jaxkd.data import augment
+from jaxkd.data.batches import epoch, gather, on_device
+from jaxkd.data.dataset import Dataset, channel_statistics, fingerprint, subset
+from jaxkd.data.sources import load, names
+
+__all__ = [
+    "Dataset",
+    "augment",
+    "channel_statistics",
+    "epoch",
+    "fingerprint",
+    "gather",
+    "load",
+    "names",
+    "on_device",
+    "subset",
+]

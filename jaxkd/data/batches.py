@@ -1,0 +1,81 @@
+"""Batches of a data set that lies on the device: no host in the loop."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxkd import _check
+from jaxkd.data import dataset as datasets
+from jaxkd.types import Batch
+
+
+def on_device(dataset: datasets.Dataset) -> Batch:
+    """Puts a whole split on the device, the images as uint8.
+
+    CIFAR takes 147 MiB of device memory; scaling to floats belongs into the step (see
+    `jaxkd.data.augment.to_float`), where it costs nothing that can be measured.
+
+    Args:
+      dataset: a split as `load` returns it, or your own arrays in a `Dataset`.
+
+    Returns:
+      "image" uint8 `[n, h, w, c]`, "label" int32 `[n]` and "index" int32 `[n]`: a batch
+      of everything.
+
+    Raises:
+      ValueError: if the arrays do not fit together or a label has no class.
+    """
+    datasets.check(dataset)
+    return {
+        "image": jnp.asarray(dataset.images),
+        "label": jnp.asarray(dataset.labels),
+        "index": jnp.asarray(dataset.index),
+    }
+
+
+def epoch(key: Array, n: int, batch_size: int) -> Int[Array, "steps batch"]:
+    """The shuffled order of an epoch, one row for each step.
+
+    Each of the n positions occurs at most once; the n modulo `batch_size` that would
+    make an incomplete batch are left out, others in every epoch.
+
+    Args:
+      key: decides the order.
+      n: how many examples there are.
+      batch_size: how many go into a step, 1 to n.
+
+    Returns:
+      int32 positions, with n // batch_size rows.
+
+    Raises:
+      ValueError: if `batch_size` is larger than n.
+
+    Example:
+      >>> epoch(jax.random.key(0), 10, 4).shape
+      (2, 4)
+    """
+    _check.whole(1)("n", n)
+    _check.whole(1)("batch_size", batch_size)
+    if batch_size > n:
+        raise ValueError(
+            f"batch_size must be at most n = {n} examples, got {batch_size}"
+        )
+    steps = n // batch_size
+    order = jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def gather(resident: Batch, indices: Int[Array, " batch"]) -> Batch:
+    """The examples at these positions; runs inside a compiled epoch.
+
+    Args:
+      resident: what `on_device` returned, and whatever else has one entry for each
+        example, such as a teacher's outputs under "teacher".
+      indices: positions in [0, n), a row of `epoch`.
+
+    Returns:
+      A batch with the same names.
+    """
+    return jax.tree.map(
+        lambda column: jnp.take(column, indices, 0, mode="clip"), resident
+    )
