@@ -1,0 +1,111 @@
+"""`Net`: a network as a pair of pure functions, whatever library its layers are from."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.errors
+import flax.linen as nn
+from flax.traverse_util import flatten_dict
+
+from jaxkd.types import Outputs
+
+
+class Net(NamedTuple):
+    """A network with its variables taken out.
+
+    `state` holds what moves without a gradient, such as BatchNorm's running statistics;
+    it comes back changed only from a call with `train=True`, and is `{}` for a network
+    that has none. `key` feeds dropout, which only a call with `train=True` draws.
+
+    A `Net` made from a linen module is still open to `flax.linen.intercept_methods`
+    around `init` or `apply`, which is how its layers are resized or quantized.
+
+    Attributes:
+      init: `(key, x) -> (params, state)`.
+      apply: `(params, state, x, *, train, key=None) -> (Outputs, state)`.
+    """
+
+    init: Callable
+    apply: Callable
+
+
+def from_linen(module: nn.Module) -> Net:
+    """Wraps a linen module whose `__call__(x, train)` returns `(logits, taps)`.
+
+    Args:
+      module: `taps` is a dict from names to features; they cost nothing under `jit`
+        when nobody reads them.
+
+    Returns:
+      The network. `apply` raises a ValueError if the module needs a `key` and gets none.
+    """
+    return _net(module, lambda train: {"train": train}, lambda out, _: out)
+
+
+def from_foreign(
+    module: nn.Module,
+    taps: Mapping[str, str],
+    *,
+    call: Callable[[bool], Mapping[str, Any]] = lambda train: {},
+) -> Net:
+    """Wraps a linen module that returns bare logits, tapping submodules by path.
+
+    Libraries disagree on how a module is told that it trains, so the caller says it::
+
+        call=lambda train: {"train": train}                      # flax's own examples
+        call=lambda train: {"deterministic": not train}          # transformers
+        call=lambda train: {"use_running_average": not train}    # a bare BatchNorm net
+
+    Args:
+      module: any linen module whose `__call__(x, ...)` returns logits.
+      taps: from the name of a tap to the path of the submodule whose output it is,
+        e.g. `{"stage3": "encoder/block_11"}`; of a submodule that is called several
+        times, the last output.
+      call: from `train` to the keyword arguments of a call; none by default.
+
+    Returns:
+      The network. `apply` raises, when traced, a KeyError if no submodule was called
+      at one of the paths.
+    """
+    names = {path: name for name, path in taps.items()}
+
+    def wanted(submodule, method):
+        return method == "__call__" and "/".join(submodule.path) in names
+
+    def outputs(logits, captured):
+        called = {
+            path.removesuffix("/__call__"): out[-1]
+            for path, out in flatten_dict(captured, sep="/").items()
+        }
+        if missing := sorted(set(names) - set(called)):
+            raise KeyError(f"no submodule was called at {missing}")
+        return logits, {name: called[path] for path, name in names.items()}
+
+    return _net(module, call, outputs, wanted)
+
+
+def _net(module, call, outputs, capture=False) -> Net:
+    """The two functions, with `outputs(out, captured)` giving `(logits, taps)`."""
+
+    def init(key, x):
+        variables = dict(module.init(key, x, **call(False)))
+        variables.pop("intermediates", None)  # sown while initialising: not a state
+        return variables.pop("params"), variables
+
+    def apply(params, state, x, *, train, key=None):
+        try:
+            out, changed = module.apply(
+                {"params": params, **state},
+                x,
+                **call(train),
+                rngs=None if key is None else {"dropout": key},
+                mutable=["intermediates", *(state if train else ())],
+                capture_intermediates=capture,
+            )
+        except flax.errors.InvalidRngError as error:
+            raise ValueError(f"key must be a PRNG key, got {key}: {error}") from error
+        changed = dict(changed)
+        captured = changed.pop("intermediates", {})
+        return Outputs(*outputs(out, captured)), {**state, **changed}
+
+    return Net(init, apply)
