@@ -1,0 +1,1 @@
+"""Runnable experiments, one per claim: `python -m experiments.NAME --help`."""

@@ -1,0 +1,1 @@
+"""Measurements of speed, one JSON line each: `python -m experiments.bench.NAME`."""

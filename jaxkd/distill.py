@@ -1,0 +1,300 @@
+"""Terms of a distillation objective, and the step that minimises their sum.
+
+A `Term` has the shape of a `Net`: `init` makes its variables, `apply` uses them. A
+plain loss becomes a `Term` through one of the lifts `on_labels`, `on_logits`,
+`on_logits_and_labels`, `on_taps`; only a loss with parameters or memory of its own is
+written as a `Term`.
+
+    >>> import optax
+    >>> from jaxkd import distill, losses
+    >>> spec = {
+    ...     "ce": (0.1, distill.on_labels(distill.cross_entropy)),
+    ...     "kd": (0.9, distill.on_logits(losses.kd, temperature=5.0)),
+    ... }
+
+The name of a summand is the metric's ("loss/kd"), its parameters' key and the
+checkpoint's. A weight is a number or an optax schedule of the step.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxkd.models.net import Net
+from jaxkd.types import Batch, Metrics, Outputs, Params, State
+
+
+class Term(NamedTuple):
+    """One summand of an objective: a pair of pure functions.
+
+    Attributes:
+      init: `(key, student, teacher, batch) -> (params, state)`, from the two networks'
+        Outputs on an example batch.
+      apply: `(params, state, student, teacher, batch) -> (loss [batch], state)`.
+    """
+
+    init: Callable[[Array, Outputs, Outputs, Batch], tuple[Params, State]]
+    apply: Callable[[Params, State, Outputs, Outputs, Batch], tuple[Array, State]]
+
+
+Teacher = Callable[[Any, Batch], Outputs]  # (variables, batch) -> outputs
+Spec = Mapping[str, tuple[float | optax.Schedule, Term]]  # name -> (weight, term)
+
+
+class TrainState(NamedTuple):
+    """Everything that changes during training, and nothing else: a tree of arrays.
+
+    Attributes:
+      step: how many updates have been made.
+      params: `{"student": ..., "terms": {name: ...}}`, what the optimiser moves.
+      state: the same two keys, for what moves without a gradient.
+      opt_state: optax's.
+      key: split once a step.
+    """
+
+    step: Array
+    params: Params
+    state: State
+    opt_state: optax.OptState
+    key: Array
+
+
+class Distiller(NamedTuple):
+    """A training procedure: a pair of pure functions, not yet compiled.
+
+    Attributes:
+      init: `(key, teacher_variables, batch) -> TrainState`.
+      step: `(TrainState, teacher_variables, batch) -> (TrainState, Metrics)`.
+    """
+
+    init: Callable[[Array, Any, Batch], TrainState]
+    step: Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Cross-entropy with the true class, -log softmax(logits)[label], in nats."""
+    # A one-hot product: the gradient of a gather would be a scatter, slow on CPU.
+    log_p = jax.nn.log_softmax(
+        logits.astype(jnp.promote_types(logits.dtype, "float32"))
+    )
+    return -jnp.sum(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool) * log_p, -1)
+
+
+def _stateless(
+    check: Callable[[Outputs, Outputs], None],
+    loss: Callable[[Outputs, Outputs, Batch], Array],
+) -> Term:
+    def init(key: Array, s: Outputs, t: Outputs, batch: Batch) -> tuple[Params, State]:
+        check(s, t)
+        return {}, {}
+
+    def apply(
+        params: Params, state: State, s: Outputs, t: Outputs, batch: Batch
+    ) -> tuple[Array, State]:
+        return loss(s, t, batch), state
+
+    return Term(init, apply)
+
+
+def _mixed(loss: Callable[[Array], Array], batch: Batch) -> Array:
+    """The loss under the labels of a batch, or under both labels of a mixed one."""
+    if "label_other" not in batch:
+        return loss(batch["label"])
+    weight = batch["label_weight"]
+    return weight * loss(batch["label"]) + (1 - weight) * loss(batch["label_other"])
+
+
+def _comparable(s: Outputs, t: Outputs) -> None:
+    if t.logits is None:
+        raise ValueError("the spec compares with a teacher's logits, but none teaches")
+    if s.logits.shape[-1] != t.logits.shape[-1]:
+        raise ValueError(
+            "teacher and student must have the same classes, got "
+            f"{t.logits.shape[-1]} (teacher) and {s.logits.shape[-1]} (student)"
+        )
+
+
+def on_labels(loss: Callable[..., Array], **knobs: Any) -> Term:
+    """Lifts `loss(student_logits, labels, **knobs)`.
+
+    On a batch mixed by `data.augment.mixup` it is the mean of the loss under the two
+    labels, weighted as the images are.
+    """
+    return _stateless(
+        lambda s, t: None,
+        lambda s, t, b: _mixed(lambda label: loss(s.logits, label, **knobs), b),
+    )
+
+
+def on_logits(loss: Callable[..., Array], **knobs: Any) -> Term:
+    """Lifts `loss(student_logits, teacher_logits, **knobs)`."""
+    return _stateless(
+        _comparable, lambda s, t, batch: loss(s.logits, t.logits, **knobs)
+    )
+
+
+def on_logits_and_labels(loss: Callable[..., Array], **knobs: Any) -> Term:
+    """Lifts `loss(student_logits, teacher_logits, labels, **knobs)`."""
+    return _stateless(
+        _comparable,
+        lambda s, t, b: _mixed(
+            lambda label: loss(s.logits, t.logits, label, **knobs), b
+        ),
+    )
+
+
+def on_taps(
+    loss: Callable[..., Array],
+    student: str,
+    teacher: str,
+    adapter: Callable[[tuple[int, ...]], Any] | None = None,
+    **knobs: Any,
+) -> Term:
+    """Lifts `loss(student_features, teacher_features, **knobs)`.
+
+    Args:
+      loss: the function to lift.
+      student: the student's tap.
+      teacher: the teacher's tap.
+      adapter: from the shape of the teacher's tap, the linen module that carries the
+        student's features there; trained with the student, left behind afterwards.
+      **knobs: passed to `loss`.
+
+    Raises:
+      KeyError: at `init`, if a network has no such tap; lists those it has.
+    """
+
+    def there(s: Outputs, t: Outputs) -> None:
+        s.tap(student)
+        t.tap(teacher)
+
+    if adapter is None:
+        return _stateless(
+            there,
+            lambda s, t, batch: loss(s.tap(student), t.tap(teacher), **knobs),
+        )
+
+    def init(key: Array, s: Outputs, t: Outputs, batch: Batch) -> tuple[Params, State]:
+        module = adapter(t.tap(teacher).shape)
+        return module.init(key, s.tap(student))["params"], {}
+
+    def apply(
+        params: Params, state: State, s: Outputs, t: Outputs, batch: Batch
+    ) -> tuple[Array, State]:
+        module = adapter(t.tap(teacher).shape)
+        features = module.apply({"params": params}, s.tap(student))
+        return loss(features, t.tap(teacher), **knobs), state
+
+    return Term(init, apply)
+
+
+def frozen(net: Net) -> Teacher:
+    """Makes a trained `net` a teacher; its variables are `(params, state)`.
+
+    It runs in inference mode: no dropout, and batch statistics as they were stored.
+    """
+
+    def teacher(variables: tuple[Params, State], batch: Batch) -> Outputs:
+        outputs, _ = net.apply(*variables, batch["image"], train=False)
+        return outputs
+
+    return teacher
+
+
+def cached(variables: None, batch: Batch) -> Outputs:
+    """The teacher whose logits were computed beforehand; its variables are None.
+
+    They are the batch's own field "teacher": see `train.cache_teacher`.
+    """
+    return Outputs(batch["teacher"], {})
+
+
+def nobody(variables: None, batch: Batch) -> Outputs:
+    """No teacher: for a network trained on its labels alone; its variables are None."""
+    return Outputs(None, {})  # type: ignore[arg-type]
+
+
+def distiller(
+    student: Net, teacher: Teacher, spec: Spec, tx: optax.GradientTransformation
+) -> Distiller:
+    """Builds the procedure that trains `student` on `spec` against `teacher`.
+
+    The teacher's variables are an argument of `step`, never closed over, so that they
+    stay one buffer on the device instead of a constant in every executable. No gradient
+    reaches them. `step` is pure: `jit` it with the state donated, `lax.scan` it over
+    batches for an epoch, `vmap` it over states for several seeds.
+
+    Args:
+      student: the network to train.
+      teacher: `frozen(net)`, `cached`, `nobody`, or any function of its type.
+      spec: the summands of the objective by name.
+      tx: the optimiser, of the student's and the terms' parameters together.
+
+    Returns:
+      The pair of `init` and `step`. The metrics of a step are "loss", "loss/NAME" for
+      every name in the spec (batch means, not yet weighted) and "norm/grad".
+
+    Raises:
+      ValueError: if the spec is empty; at `init`, if the teacher does not fit it.
+    """
+    if not spec:
+        raise ValueError("the spec has no term: there is nothing to minimise")
+
+    def taught(teacher_variables: Any, batch: Batch) -> Outputs:
+        # The only stop_gradient between the two networks.
+        return jax.lax.stop_gradient(teacher(teacher_variables, batch))
+
+    def init(key: Array, teacher_variables: Any, batch: Batch) -> TrainState:
+        # The student's key does not depend on the spec: baseline and distilled students
+        # made from one key start from the same weights.
+        key, student_key, terms_key = jax.random.split(key, 3)
+        term_keys = jax.random.split(terms_key, len(spec))
+        params, state = student.init(student_key, batch["image"])
+        s, _ = student.apply(params, state, batch["image"], train=False)
+        t = taught(teacher_variables, batch)
+        made = {
+            name: term.init(k, s, t, batch)
+            for k, (name, (_, term)) in zip(term_keys, spec.items(), strict=True)
+        }
+        params = {"student": params, "terms": {n: p for n, (p, _) in made.items()}}
+        state = {"student": state, "terms": {n: z for n, (_, z) in made.items()}}
+        return TrainState(jnp.zeros((), jnp.int32), params, state, tx.init(params), key)
+
+    def step(
+        state: TrainState, teacher_variables: Any, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        key, dropout_key = jax.random.split(state.key)
+        t = taught(teacher_variables, batch)
+
+        def objective(params: Params) -> tuple[Array, tuple[State, Metrics]]:
+            s, student_state = student.apply(
+                params["student"],
+                state.state["student"],
+                batch["image"],
+                train=True,
+                key=dropout_key,
+            )
+            total, term_state, metrics = jnp.zeros(()), {}, {}
+            for name, (weight, term) in spec.items():
+                loss, term_state[name] = term.apply(
+                    params["terms"][name], state.state["terms"][name], s, t, batch
+                )
+                metrics[f"loss/{name}"] = loss.mean()  # the only reduction
+                w = weight(state.step) if callable(weight) else weight
+                total += w * metrics[f"loss/{name}"]
+            metrics["loss"] = total
+            return total, ({"student": student_state, "terms": term_state}, metrics)
+
+        grads, (new_state, metrics) = jax.grad(objective, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["norm/grad"] = optax.tree.norm(grads)
+        return TrainState(state.step + 1, params, new_state, opt_state, key), metrics
+
+    return Distiller(init, step)

@@ -1,0 +1,96 @@
+"""What people look at: tables in Markdown and on the terminal, curves as pictures."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def mean_sd(values: Any, *, scale: float = 1.0, digits: int = 2) -> str:
+    """The mean of several seeds and their sample standard deviation.
+
+    >>> mean_sd([0.5, 0.7], scale=100)
+    '60.00 ± 14.14'
+    >>> mean_sd([0.5], scale=100)
+    '50.00'
+    """
+    values = scale * np.asarray(values, float).ravel()
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
+
+
+def markdown(rows: Rows) -> str:
+    """A table whose columns are the keys of the first row."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[str(row.get(column, "")) for column in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def show(rows: Rows, title: str = "") -> None:
+    """Prints the same table on the terminal."""
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(
+            column, justify="left" if column == next(iter(rows[0])) else "right"
+        )
+    for row in rows:
+        table.add_row(*(str(row.get(column, "")) for column in rows[0]))
+    # A pipe has no width: without one rich would wrap the columns to 80 characters.
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+
+
+def curves(
+    path: str | os.PathLike,
+    panels: Mapping[str, Mapping[str, Any]],
+    *,
+    y_label: str,
+    x_label: str = "epoch",
+) -> bool:
+    """Draws one panel of lines beside another, each line a mean with its deviation.
+
+    Args:
+      path: the PNG.
+      panels: title -> {label: values}, values being `[epochs]` or `[epochs, seeds]`.
+      y_label: what the values are.
+      x_label: what they are drawn against.
+
+    Returns:
+      Whether it could be drawn: False without matplotlib (the extra `plots`).
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False
+    )
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for label, values in lines.items():
+            values = np.asarray(values, float)
+            values = values[:, None] if values.ndim == 1 else values
+            x, mean = np.arange(1, len(values) + 1), values.mean(1)
+            axis.plot(x, mean, label=label)
+            if values.shape[1] > 1:
+                sd = values.std(1, ddof=1)
+                axis.fill_between(x, mean - sd, mean + sd, alpha=0.2)
+        axis.set(title=title, xlabel=x_label, ylabel=y_label)
+        axis.grid(alpha=0.3)
+        axis.legend(loc="lower right")
+    figure.tight_layout()
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return True
