@@ -3,7 +3,7 @@
 from jaxkd.data import augment
 from jaxkd.data.batches import epoch, gather, on_device
 from jaxkd.data.dataset import Dataset, channel_statistics, fingerprint, subset
-from jaxkd.data.sources import load, names
+from jaxkd.data.sources import load, names, prepare
 
 __all__ = [
     "Dataset",
@@ -15,5 +15,6 @@ __all__ = [
     "load",
     "names",
     "on_device",
+    "prepare",
     "subset",
 ]

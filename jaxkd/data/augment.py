@@ -22,6 +22,9 @@ from jaxkd.types import Batch
 class View(NamedTuple):
     """A function from (key, batch) to the batch as the networks see it.
 
+    Call it inside a compiled step, or compile `view.apply` (`jax.jit` cannot take a
+    tuple, even one that can be called).
+
     Attributes:
       apply: pure; runs inside `jit`, `scan` and `vmap`.
       random: whether the result depends on the key. Outputs of a teacher that were

@@ -11,7 +11,7 @@ import importlib.resources
 
 import numpy as np
 
-from jaxkd.data import dataset
+from jaxkd.data import classes, dataset
 
 NAME = "digits"
 SPLITS = ("train", "test")
@@ -40,8 +40,7 @@ def official(split: str) -> dataset.Dataset:
     """
     images, labels = _read()
     place = np.arange(len(labels), dtype=np.int32)
-    classes = tuple(str(digit) for digit in range(10))
-    everything = dataset.Dataset(NAME, split, images, labels, place, classes)
+    everything = dataset.Dataset(NAME, split, images, labels, place, classes.DIGITS)
     test = dataset.choose(everything, TEST_SIZE, seed=TEST_SEED)
     chosen = test if split == "test" else np.delete(place, test)
     part = dataset.take(everything, chosen, split)
