@@ -1,0 +1,116 @@
+"""What the feature and relational losses share: checks, safe norms, pooling."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from jaxkd import _check
+
+# Full precision also on hardware that would round the factors of a product to 8 or 11
+# bits: what follows are differences of products.
+einsum = functools.partial(jnp.einsum, precision="highest")
+
+
+def check(
+    where: ArrayLike | None, least: int, most: int | None = None, **arrays: ArrayLike
+) -> None:
+    """Real arrays of `least` to `most` axes, about the same examples."""
+    _check.real(**arrays)
+    _check.rank(least, most, **arrays)
+    _check.not_empty(**arrays)
+    _same("batch sizes", 0, arrays)
+    _check.mask("where", where, jnp.shape(next(iter(arrays.values())))[:1])
+
+
+def same_channels(**arrays: ArrayLike) -> None:
+    """The last axes agree: an adapter is the caller's."""
+    _same("numbers of channels", -1, arrays)
+
+
+def _same(what: str, axis: int, arrays: dict[str, ArrayLike]) -> None:
+    sizes = {name: jnp.shape(array)[axis] for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        got = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"{what} must be equal, got {got}")
+
+
+def flat_space(
+    features: Float[Array, "batch *space channels"],
+) -> Float[Array, "batch positions channels"]:
+    """One axis for all positions."""
+    return features.reshape(len(features), -1, features.shape[-1])
+
+
+def flat(features: Float[Array, "batch *rest"]) -> Float[Array, "batch size"]:
+    """Everything an example has, in one vector."""
+    return features.reshape(len(features), -1)
+
+
+def mean_of_example(values: Float[Array, "batch *rest"]) -> Float[Array, " batch"]:
+    """The mean over everything but the batch."""
+    return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+
+
+def unit(x: Float[Array, "*shape"], axis: int = -1) -> Float[Array, "*shape"]:
+    """Divides by the Euclidean norm along an axis; 0, without a gradient, at 0.
+
+    Vectors shorter than about 1e-14 (float32) count as 0: further down the
+    derivative leaves the range of the floating-point format.
+    """
+    square = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    alive = square > float(jnp.finfo(x.dtype).tiny) ** 0.75
+    return x * jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, square, 1)), 0)
+
+
+def kept(
+    where: Bool[Array, " batch"] | None, like: Float[Array, "batch *rest"]
+) -> Float[Array, ""]:
+    """How many examples there are, at least 1."""
+    if where is None:
+        return jnp.asarray(len(like), like.dtype)
+    return jnp.maximum(jnp.sum(where, dtype=like.dtype), 1)
+
+
+def smooth_l1(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Huber's function with threshold 1: x**2 / 2 up to 1, |x| - 1/2 beyond."""
+    size = jnp.abs(x)
+    return jnp.where(size < 1, 0.5 * jnp.square(x), size - 0.5)
+
+
+def pool(
+    features: Float[Array, "batch *space channels"], space: tuple[int, ...]
+) -> Float[Array, "batch *smaller channels"]:
+    """Adaptive average pooling: cell i of n covers floor(i s/n) to ceil((i+1) s/n)."""
+    for axis, cells in enumerate(space, start=1):
+        features = _pool_axis(features, axis, cells)
+    return features
+
+
+def _pool_axis(x: Array, axis: int, cells: int) -> Array:
+    size = x.shape[axis]
+    if size == cells:
+        return x
+    if size % cells == 0:
+        split = (*x.shape[:axis], cells, size // cells, *x.shape[axis + 1 :])
+        return jnp.mean(x.reshape(split), axis=axis + 1)
+    weights = np.zeros((size, cells), x.dtype)
+    for i in range(cells):
+        cell = slice(i * size // cells, math.ceil((i + 1) * size / cells))
+        weights[cell, i] = 1 / (cell.stop - cell.start)
+    pooled = jnp.tensordot(x, weights, axes=(axis, 0), precision="highest")
+    return jnp.moveaxis(pooled, -1, axis)
+
+
+def to_smaller(*maps: Float[Array, "batch ..."]) -> tuple[Array, ...]:
+    """Pools maps `[batch, *space, channels]` to the least size along each axis."""
+    if len({m.ndim for m in maps}) > 1:
+        shapes = " and ".join(str(m.shape) for m in maps)
+        raise ValueError(f"maps must have equally many spatial axes, got {shapes}")
+    space = tuple(
+        min(sizes) for sizes in zip(*(m.shape[1:-1] for m in maps), strict=True)
+    )
+    return tuple(pool(m, space) for m in maps)
