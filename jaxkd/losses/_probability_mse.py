@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxkd import _check
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import log_softmax, only, without
+from jaxkd.losses._math import only, softmax, without
 
 
 @compiled(temperature=_check.positive)
@@ -59,6 +59,6 @@ def probability_mse(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
     student_logits, teacher_logits = without(where, student_logits, teacher_logits)
-    p = jnp.exp(log_softmax(teacher_logits, class_mask, temperature=temperature))
-    q = jnp.exp(log_softmax(student_logits, class_mask, temperature=temperature))
+    p = softmax(teacher_logits, class_mask, temperature=temperature)
+    q = softmax(student_logits, class_mask, temperature=temperature)
     return only(where, jnp.sum((q - p) ** 2, axis=-1))
