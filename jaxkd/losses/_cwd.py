@@ -67,4 +67,4 @@ def cwd(
     log_p = jax.nn.log_softmax(fm.flat_space(teacher_features) / temperature, axis=1)
     log_q = jax.nn.log_softmax(fm.flat_space(student_features) / temperature, axis=1)
     kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=1)
-    return only(where, temperature**2 * jnp.mean(kl, axis=-1))
+    return only(where, jnp.square(temperature) * jnp.mean(kl, axis=-1))

@@ -64,7 +64,7 @@ def fsp(
     References:
       Yim, Joo, Bae, Kim. `A Gift from Knowledge Distillation: Fast Optimization,
       Network Minimization and Transfer Learning
-      <https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html>`_, CVPR 2017. Equations 1 and 2.
+      <https://doi.org/10.1109/CVPR.2017.754>`_, CVPR 2017. Equations 1 and 2.
     """
     fm.check(
         where,

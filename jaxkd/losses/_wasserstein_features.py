@@ -71,7 +71,8 @@ def wasserstein_features(
 
     References:
       Lv, Yang, Li. `Wasserstein Distance Rivals Kullback-Leibler Divergence for
-      Knowledge Distillation <https://arxiv.org/abs/2412.08139>`_, 2024. Equations 6 to 8.
+      Knowledge Distillation <https://arxiv.org/abs/2412.08139>`_, 2024.
+      Equations 6 to 8.
     """
     fm.check(
         where, 3, student_features=student_features, teacher_features=teacher_features
@@ -86,4 +87,7 @@ def wasserstein_features(
     teacher_mean, teacher_sd = _statistics(teacher_features, epsilon)
     means = jnp.sum(jnp.square(student_mean - teacher_mean), axis=-1)
     deviations = jnp.sum(jnp.square(student_sd - teacher_sd), axis=-1)
-    return only(where, mean_weight * means + deviation_weight * deviations)
+    return only(
+        where,
+        jnp.multiply(mean_weight, means) + jnp.multiply(deviation_weight, deviations),
+    )
