@@ -37,6 +37,7 @@ class Case(NamedTuple):
         masking them changes nothing. Empty: the loss takes no `class_mask`.
       symmetries: maps of inputs that leave the loss unchanged.
       width: number of classes, channels or dimensions in most tests.
+      free_width: the two networks may have different widths.
       narrow: the smallest width that makes sense (two classes, one channel).
       largest: float32 inputs of this size give finite values and gradients.
       rtol: relative tolerance against `reference` in float64.
@@ -58,6 +59,7 @@ class Case(NamedTuple):
     class_axis: tuple[str, ...] = ()
     symmetries: tuple[Callable[[Inputs], Inputs], ...] = ()
     width: int = 5
+    free_width: bool = False
     narrow: int = 2
     largest: float = 1e4
     rtol: float = 1e-9

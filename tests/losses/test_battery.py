@@ -448,7 +448,7 @@ def test_refuses_batches_of_different_sizes(case):
                 case.call({**inputs, name: short})
 
 
-@every_case
+@of(lambda case: not case.free_width)
 @pytest.mark.bad_input
 def test_refuses_pairs_of_different_widths(case):
     inputs = draw(case)
