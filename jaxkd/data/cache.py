@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from jaxkd.data.dataset import Dataset, check, digest
 FORMAT = 1
 RECORD = "split.json"
 ARRAYS = ("images", "labels", "index")
+
+# What reading a truncated or altered file raises.
+DAMAGE = (ValueError, KeyError, TypeError, OSError, EOFError)
 
 
 def default_data_dir() -> pathlib.Path:
@@ -40,7 +44,7 @@ def write(
     it has without what it was prepared with.
 
     A crash leaves a folder whose name starts with a dot, which nothing reads. Of two
-    processes that write at once, both end with a whole split: they hold the same bytes.
+    processes that write the same at once, the second finds a whole split and leaves it.
     """
     check(dataset)
     where.parent.mkdir(parents=True, exist_ok=True)
@@ -60,9 +64,19 @@ def write(
             "arrays": arrays,
         }
         (work / RECORD).write_text(json.dumps(record, indent=1))
-        _put(work, where)
+        if not _holds(where, arrays):
+            _put(work, where)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _holds(where: pathlib.Path, arrays: dict[str, dict[str, Any]]) -> bool:
+    """Whether these very arrays are there, undamaged."""
+    try:
+        _read(where)
+        return json.loads((where / RECORD).read_text())["arrays"] == arrays
+    except DAMAGE:
+        return False
 
 
 def _put(work: pathlib.Path, where: pathlib.Path) -> None:
@@ -99,7 +113,7 @@ def read(where: pathlib.Path) -> Dataset | None:
         return None
     try:
         return _read(where)
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+    except DAMAGE as error:
         message = f"{where} is damaged and will be decoded again: {error}"
         warnings.warn(message, stacklevel=2)
         return None

@@ -178,7 +178,8 @@ def _from_catalogue(name: str, root: pathlib.Path) -> pathlib.Path:
     known = catalogue.listing()
     if name.split("/")[0] in known:
         return catalogue.prepare(name, root)
-    near = difflib.get_close_matches(name, [*names(), *known], 3)
+    offered = list(dict.fromkeys([*names(), *known]))
+    near = difflib.get_close_matches(name, offered, 3)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     more = f" and the {len(known)} of tensorflow_datasets' catalogue" if known else ""
     raise ValueError(f"no data set {name!r}; there are {names()}{more}{hint}")
