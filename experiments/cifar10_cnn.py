@@ -24,9 +24,8 @@ import tyro
 from experiments import _pair as pair
 from jaxkd import data, models
 from jaxkd.data import augment
-from jaxkd.models.cnn import NARROW, STUDENT, TEACHER, WIDE
 
-PAIRS = {"teachernet": (TEACHER, STUDENT), "wide": (WIDE, NARROW)}
+PAIRS = {"teachernet": ("teacher", "student"), "wide": ("wide", "narrow")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +64,8 @@ def main(config: Config) -> dict[str, float]:
     return pair.compare(
         "cifar10_cnn",
         config,
-        teacher=models.cnn(**teacher),
-        student=models.cnn(**student),
+        teacher=models.cnn(**models.CNNS[teacher]),
+        student=models.cnn(**models.CNNS[student]),
         task=pair.task(train_set, test_set, view),
         # vmap makes grouped convolutions of seeds, which XLA:CPU runs slowly.
         together=jax.default_backend() != "cpu",

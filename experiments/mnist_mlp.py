@@ -18,7 +18,6 @@ import tyro
 from experiments import _pair as pair
 from jaxkd import data, models
 from jaxkd.data import augment
-from jaxkd.models.mlp import STUDENT, TEACHER
 
 # MNIST's own; Fashion-MNIST is standardised by the statistics of its training set.
 MEAN, SD = (0.1307,), (0.3081,)
@@ -54,8 +53,8 @@ def main(config: Config) -> dict[str, float]:
     return pair.compare(
         "mnist_mlp",
         config,
-        teacher=models.mlp(**TEACHER),
-        student=models.mlp(**STUDENT),
+        teacher=models.mlp(**models.MLPS["teacher"]),
+        student=models.mlp(**models.MLPS["student"]),
         task=pair.task(train_set, test_set, view),
         together=True,
     )

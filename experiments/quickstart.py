@@ -22,7 +22,6 @@ import tyro
 from experiments import _pair as pair
 from jaxkd import data, distill, log, models
 from jaxkd.data import augment
-from jaxkd.models.cnn import DIGITS_TEACHER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +52,7 @@ def main(config: Config) -> dict[str, float]:
     tx = optax.adam(config.learning_rate)
     trainer = pair.Trainer(tx, config.batch_size, write, directory)
 
-    teacher = models.cnn(**DIGITS_TEACHER)
+    teacher = models.cnn(**models.CNNS["digits_teacher"])
     full = pair.task(everything, test, view)
     taught = trainer("teacher", teacher, full, seeds=1, epochs=config.teacher_epochs)
     costs = pair.size_and_speed(teacher, taught, full)

@@ -51,8 +51,8 @@ def cache_teacher(
     """
     if view.random:
         raise ValueError(
-            "cached logits would be inexact: the view is random, so that a live teacher "
-            "would see other images in every epoch; cache under a view without "
+            "cached logits would be inexact: the view is random, so that a live "
+            "teacher would see other images in every epoch; cache under a view without "
             "augmentation, or use the live teacher"
         )
     score = jax.jit(predict, static_argnames=("teacher", "view", "batch_size"))
