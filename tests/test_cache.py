@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toys
 
 from jaxkd import data, distill, train
 from jaxkd.data import augment
+from tests import toys
 
 teacher = distill.frozen(toys.teacher)
 spec = {

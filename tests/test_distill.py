@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toys
 
 from jaxkd import distill, losses
+from tests import toys
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toys
 
 from jaxkd import data, distill, evaluate
+from tests import toys
 
 logits = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32) * 2
 others = np.random.default_rng(1).normal(size=(50, 5)).astype(np.float32)

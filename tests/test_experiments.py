@@ -19,7 +19,13 @@ needs_archives = pytest.mark.skipif(
 def whole(directory: pathlib.Path) -> None:
     """The run directory holds what the documentation promises."""
     names = {path.name for path in directory.iterdir()}
-    wanted = {"config.json", "versions.json", "metrics.jsonl", "report.md", "curves.png"}
+    wanted = {
+        "config.json",
+        "versions.json",
+        "metrics.jsonl",
+        "report.md",
+        "curves.png",
+    }
     assert wanted <= names
     assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
 

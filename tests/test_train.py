@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toys
 
 from jaxkd import data, distill, evaluate, log, train
 from jaxkd.data import augment
+from tests import toys
 
 
 @pytest.fixture
