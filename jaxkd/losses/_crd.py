@@ -101,9 +101,16 @@ def crd(
         student_embeddings=student_embeddings,
         teacher_embeddings=teacher_embeddings,
     )
-    _check_bank(student_embeddings, student_bank=student_bank)
-    _check_bank(teacher_embeddings, teacher_bank=teacher_bank)
-    _check.same_shape(student_bank=student_bank, teacher_bank=teacher_bank)
+    banks = {"student_bank": student_bank, "teacher_bank": teacher_bank}
+    _check.real(**banks)
+    _check.rank(2, 2, **banks)
+    _check.not_empty(**banks)
+    _check.same_shape(**banks)
+    fm.same_channels(
+        student_embeddings=student_embeddings,
+        teacher_embeddings=teacher_embeddings,
+        **banks,
+    )
     count = student_embeddings.shape[:1]
     _check.labels(positives, count, "positives")
     _check.rank(2, 2, negatives=negatives)
@@ -120,10 +127,3 @@ def crd(
         t, student_bank, candidates, log_odds + jnp.log(teacher_normalizer), temperature
     )
     return only(where, from_student + from_teacher)
-
-
-def _check_bank(embeddings: Array, **bank: Array) -> None:
-    _check.real(**bank)
-    _check.rank(2, 2, **bank)
-    _check.not_empty(**bank)
-    fm.same_channels(embeddings=embeddings, **bank)

@@ -1,5 +1,6 @@
 """What the battery (test_battery.py) has to know about a loss to test it."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -79,7 +80,11 @@ class Case(NamedTuple):
 
     def call(self, inputs: Mapping[str, Any], **knobs: Any) -> Any:
         """The loss of these inputs, with this case's knobs and further ones."""
-        return self.loss(*inputs.values(), **{**self.knobs, **knobs})
+        # A dictionary that went through `jit` comes back sorted.
+        order = list(inspect.signature(self.loss).parameters)
+        arrays = sorted(inputs, key=order.index)
+        knobs = {**self.knobs, **knobs}
+        return self.loss(*(inputs[name] for name in arrays), **knobs)
 
 
 def is_float(array: Any) -> bool:
