@@ -57,7 +57,8 @@ def load(
         sub-folder named like the data set. Then nothing is downloaded. The default is
         JAXKD_ARCHIVES, if that is set.
       data_dir: where prepared data is kept. The default is JAXKD_DATA, else
-        ~/.cache/jaxkd.
+        ~/.cache/jaxkd. What its folder "decoded" holds is used from then on; delete a
+        data set there to have it decoded anew.
 
     Returns:
       The split. Labels are class indices; CIFAR-100's are the 100 fine classes.

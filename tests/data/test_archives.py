@@ -125,6 +125,12 @@ def test_too_few_examples_are_refused(made):
         read(short)
 
 
+def test_images_of_another_size_are_refused(made_idx):
+    wrong = made_idx._replace(source=made_idx.source._replace(shape=(5, 6, 1)))
+    with pytest.raises(ValueError, match=r"images of \(5, 6, 1\).*got \(40, 6, 5, 1\)"):
+        read(wrong)
+
+
 def test_a_pickle_that_calls_a_function_is_refused(tmp_path):
     class Call:
         def __reduce__(self):

@@ -187,6 +187,21 @@ def test_cutout_erases_one_square_centred_anywhere(size):
         assert abs(counts[key] - expected) <= 5 * np.sqrt(expected)
 
 
+@pytest.mark.parametrize("height, width", [(3, 7), (7, 3)])
+def test_images_need_not_be_square(height, width):
+    rng = np.random.default_rng(0)
+    original = rng.integers(1, 256, (300, height, width, 1)).astype(np.uint8)
+    wide = {"image": jnp.asarray(original)}
+    cut = images(augment.cutout(1), of=wide)[..., 0] == 0
+    assert (cut.sum((1, 2)) == 1).all() and cut.any(0).all()
+    assert images(augment.crop(1), of=wide).shape == original.shape
+    flipped = images(augment.flip(), of=wide)
+    chosen = (flipped != original).any((1, 2, 3))[:, None, None, None]
+    np.testing.assert_array_equal(
+        flipped, np.where(chosen, original[:, :, ::-1], original)
+    )
+
+
 def test_images_of_a_batch_have_draws_of_their_own():
     same = {"image": jnp.broadcast_to(batch()["image"][:1], (64, 6, 6, 3))}
     for view in (augment.flip(), augment.crop(2), augment.cutout(3)):

@@ -270,6 +270,25 @@ def test_another_prepared_data_set_of_the_catalogue_loads(prepared, foreign):
         data.load("some_set", "dev", data_dir=foreign)
 
 
+def test_a_cached_data_set_of_the_catalogue_needs_its_prepared_files_no_more(foreign):
+    before = data.load("some_set", "validation", data_dir=foreign)
+    shutil.rmtree(foreign / "tfds")
+    after = data.load("some_set", "validation", data_dir=foreign)
+    assert data.fingerprint(before) == data.fingerprint(after)
+
+
+def test_an_official_validation_split_comes_before_a_slice(foreign):
+    whole = data.load("some_set", "test", data_dir=foreign)
+    own = whole._replace(split="validation")
+    splits = ("train", "test", "validation")
+    where = cache.folder(foreign, "some_set", "validation")
+    cache.write(where, own, official_splits=splits)
+    shutil.rmtree(where.with_name("test"))
+    held = data.load("some_set", "validation", data_dir=foreign)
+    np.testing.assert_array_equal(held.images, whole.images)
+    assert len(data.load("some_set", "train_rest", data_dir=foreign).labels) == 40
+
+
 def test_the_newest_prepared_version_is_taken(foreign):
     shutil.copytree(foreign / "tfds/some_set/1.0.0", foreign / "tfds/some_set/10.0.0")
     shutil.copytree(foreign / "tfds/some_set/1.0.0", foreign / "tfds/some_set/9.0.0")
