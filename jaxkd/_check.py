@@ -64,6 +64,13 @@ def logits(
     mask("where", where, shape[:-1])
 
 
+def batch(shape: tuple[int, ...], **arrays: ArrayLike) -> None:
+    """Every array holds one number for each example of a batch of this shape."""
+    for name, array in arrays.items():
+        if jnp.shape(array) != shape:
+            raise ValueError(f"{name} must have batch {shape}, got {jnp.shape(array)}")
+
+
 def labels(labels: ArrayLike, batch: tuple[int, ...], name: str = "labels") -> None:
     """`labels` holds one integer for each example of a batch of shape `batch`."""
     dtype = jnp.result_type(labels)

@@ -7,52 +7,92 @@ weighs or stops a gradient. `where=` leaves examples out, `class_mask=` classes.
 
 from jaxkd.losses._ab import ab
 from jaxkd.losses._at import at
+from jaxkd.losses._binary_kd import binary_kd
 from jaxkd.losses._cc import cc
 from jaxkd.losses._cosine import cosine
 from jaxkd.losses._crd import crd
 from jaxkd.losses._cwd import cwd
+from jaxkd.losses._dist import dist
+from jaxkd.losses._dkd import dkd
+from jaxkd.losses._ensemble_logits import ensemble_logits
 from jaxkd.losses._factor_transfer import factor_transfer
 from jaxkd.losses._fsp import fsp
+from jaxkd.losses._hard_label import hard_label
 from jaxkd.losses._hcl import hcl
 from jaxkd.losses._hint import hint
 from jaxkd.losses._ickd import ickd
+from jaxkd.losses._jsd import jsd
 from jaxkd.losses._kd import kd
+from jaxkd.losses._label_smoothing import label_smoothing
 from jaxkd.losses._logit_mse import logit_mse
+from jaxkd.losses._lskd import lskd
+from jaxkd.losses._mlkd_batch import mlkd_batch
+from jaxkd.losses._mlkd_class import mlkd_class
+from jaxkd.losses._mlkd_instance import mlkd_instance
+from jaxkd.losses._mutual import mutual
+from jaxkd.losses._nkd import nkd
 from jaxkd.losses._nst import nst
 from jaxkd.losses._ofd import ofd
 from jaxkd.losses._pearson_features import pearson_features
 from jaxkd.losses._pkt import pkt
 from jaxkd.losses._probability_mse import probability_mse
+from jaxkd.losses._reverse_kd import reverse_kd
 from jaxkd.losses._rkd_angle import rkd_angle
 from jaxkd.losses._rkd_distance import rkd_distance
+from jaxkd.losses._rld import rld
 from jaxkd.losses._soft_cross_entropy import soft_cross_entropy
 from jaxkd.losses._sp import sp
+from jaxkd.losses._teacher_free import teacher_free
+from jaxkd.losses._topk_kd import topk_kd
+from jaxkd.losses._ttm import ttm
 from jaxkd.losses._vid import vid
 from jaxkd.losses._wasserstein_features import wasserstein_features
+from jaxkd.losses._wsld import wsld
+from jaxkd.losses._wttm import wttm
 
 __all__ = [
     "ab",
     "at",
+    "binary_kd",
     "cc",
     "cosine",
     "crd",
     "cwd",
+    "dist",
+    "dkd",
+    "ensemble_logits",
     "factor_transfer",
     "fsp",
+    "hard_label",
     "hcl",
     "hint",
     "ickd",
+    "jsd",
     "kd",
+    "label_smoothing",
     "logit_mse",
+    "lskd",
+    "mlkd_batch",
+    "mlkd_class",
+    "mlkd_instance",
+    "mutual",
+    "nkd",
     "nst",
     "ofd",
     "pearson_features",
     "pkt",
     "probability_mse",
+    "reverse_kd",
     "rkd_angle",
     "rkd_distance",
+    "rld",
     "soft_cross_entropy",
     "sp",
+    "teacher_free",
+    "topk_kd",
+    "ttm",
     "vid",
     "wasserstein_features",
+    "wsld",
+    "wttm",
 ]

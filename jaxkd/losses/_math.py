@@ -39,6 +39,15 @@ def live(
     return possible & jnp.broadcast_to(class_mask, logits.shape)
 
 
+def narrowed(
+    class_mask: Bool[Array, "..."] | None, chosen: Bool[Array, "*batch classes"]
+) -> Bool[Array, "*batch classes"]:
+    """The classes that are both chosen and in the mask."""
+    if class_mask is None:
+        return chosen
+    return chosen & jnp.broadcast_to(class_mask, chosen.shape)
+
+
 def some(
     logits: Float[Array, "*batch classes"], class_mask: Bool[Array, "..."] | None
 ) -> Bool[Array, "*batch"]:
@@ -105,9 +114,10 @@ def log_total(log_p: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
 
 def one_hot(labels: Int[Array, "*batch"], classes: int) -> Bool[Array, "*batch k"]:
     """True at the label. A comparison: the gradient of a gather would be a scatter."""
-    return labels[..., None] == jax.lax.broadcasted_iota(
-        labels.dtype, (*labels.shape, classes), labels.ndim
-    )
+    # int32, because uint8 labels may be compared with more than 256 classes.
+    wide = jnp.asarray(labels).astype(jnp.int32)[..., None]
+    shape = (*wide.shape[:-1], classes)
+    return wide == jax.lax.broadcasted_iota(jnp.int32, shape, wide.ndim - 1)
 
 
 def pick(
@@ -125,6 +135,33 @@ def cross_entropy(
     """Minus the log-probability of the target; 0 for a row that has no classes."""
     log_q = log_softmax(logits, class_mask)
     return jnp.where(some(logits, class_mask), -pick(target, log_q), 0)
+
+
+def label_and_rest(
+    log_p: Float[Array, "*batch classes"], target: Bool[Array, "*batch classes"]
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Log-probabilities of the target and of all other classes together.
+
+    The second is a sum over the others: log(1 - p) would lose all digits near p = 1.
+    """
+    others = jnp.where(target, lowest(log_p.dtype), log_p)
+    return pick(target, log_p), log_total(others)
+
+
+def binary_kl(log_p: Array, log_not_p: Array, log_q: Array, log_not_q: Array) -> Array:
+    """KL((p, 1 - p), (q, 1 - q)) from the four logarithms."""
+    yes = jnp.exp(log_p) * (log_p - log_q)
+    return yes + jnp.exp(log_not_p) * (log_not_p - log_not_q)
+
+
+def flat(
+    where: Bool[Array, "*batch"] | None, *logits: Float[Array, "*batch classes"]
+) -> tuple[Array, ...]:
+    """`where` `[n, 1]` and logits `[n, classes]`, all leading axes made one."""
+    rows = tuple(z.reshape(-1, z.shape[-1]) for z in logits)
+    if where is None:
+        where = jnp.ones(rows[0].shape[0], bool)
+    return where.reshape(-1, 1), *rows
 
 
 def safe_sqrt(x: Array) -> Array:

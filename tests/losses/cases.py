@@ -16,7 +16,7 @@ class Case(NamedTuple):
 
     Attributes:
       name: the test's name, usually the loss's.
-      loss: the public function; called as `loss(*inputs.values(), **knobs)`.
+      loss: the public function; called as `loss(*inputs, **knobs)`.
       draw: `(rng, batch, width) -> inputs`. Floats are float64 of about unit size;
         `width` is the number of classes, channels or dimensions. It may be asked for
         a batch `(1,)` and, for losses with `leading`, for `(2, 3)`.

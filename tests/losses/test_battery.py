@@ -418,7 +418,7 @@ def test_knobs_may_be_traced(case):
         value = float(value)
         f = lambda v, name=name: case.call(inputs, **{name: v}).sum()
         got, gradient = jax.jit(jax.value_and_grad(f))(value)
-        np.testing.assert_allclose(got, f(value), rtol=1e-5)
+        np.testing.assert_allclose(got, f(value), rtol=1e-5, atol=1e-5)
         assert np.isfinite(gradient)
 
 
@@ -444,7 +444,7 @@ def test_refuses_batches_of_different_sizes(case):
     for name in with_examples:
         for size in (1, BATCH - 1):  # 1 would broadcast
             short = np.take(inputs[name], range(size), case.axis(name))
-            with pytest.raises(ValueError, match=name):
+            with pytest.raises(ValueError, match="|".join(with_examples)):
                 case.call({**inputs, name: short})
 
 

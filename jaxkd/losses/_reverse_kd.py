@@ -1,0 +1,64 @@
+"""Distillation by the reverse KL divergence (Gu et al., 2024)."""
+
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from jaxkd import _check
+from jaxkd.losses import _divergence
+from jaxkd.losses._compile import compiled
+from jaxkd.losses._math import only, without
+
+
+@compiled(temperature=_check.positive)
+def reverse_kd(
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    *,
+    temperature: ArrayLike = 1.0,
+    class_mask: Bool[Array, "..."] | None = None,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """KL divergence from the softened student to the softened teacher, times T squared.
+
+    With p = softmax(teacher_logits / T) and q = softmax(student_logits / T)::
+
+        loss = T**2 * sum_k q_k * (log q_k - log p_k)
+
+    It is `kd` with the networks exchanged: the student is punished for what it says and
+    the teacher does not, rather than for what it leaves out. T**2 keeps the gradient's
+    size about independent of `temperature`.
+
+    Args:
+      student_logits: unnormalised log-probabilities.
+      teacher_logits: the same of the teacher; gradients flow to it too.
+      temperature: T > 0; larger is softer.
+      class_mask: true for the classes that exist, broadcastable to the logits; the
+        others get probability 0, as do logits of -inf.
+      where: true for the examples to use; the others get loss 0 and no gradient.
+
+    Returns:
+      The loss of each example, in nats times T squared.
+
+    Raises:
+      ValueError: if the shapes differ, or an argument is out of its range.
+
+    Example:
+      The teacher says (3/4, 1/4), the student (1/2, 1/2).
+
+      >>> import jax.numpy as jnp
+      >>> from jaxkd import losses
+      >>> student, teacher = jnp.zeros((1, 2)), jnp.log(jnp.array([[3.0, 1.0]]))
+
+      >>> print(losses.reverse_kd(student, teacher).round(3))
+      [0.144]
+
+    References:
+      Gu, Dong, Wei, Huang. `MiniLLM: Knowledge Distillation of Large Language Models
+      <https://arxiv.org/abs/2306.08543>`_, 2024. Equation 1, for one token.
+    """
+    _check.logits(
+        class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
+    )
+    student_logits, teacher_logits = without(where, student_logits, teacher_logits)
+    kl = _divergence.kl(student_logits, teacher_logits, temperature, class_mask)
+    return only(where, temperature**2 * kl)
