@@ -68,8 +68,11 @@ def _kl(log_p, log_q):
 
 def _cross_entropy(log_p, log_q):
     p = jnp.exp(log_p)
+    q = jnp.exp(log_q)
+    # The derivative of 0 * -1e38 overflows before it meets the 0.
+    log_q = jnp.where(p > 0, log_q, 0)
     entropy = -jnp.sum(p * log_q, axis=-1)
-    return entropy, p * (-log_q - entropy[..., None]), jnp.exp(log_q) - p
+    return entropy, p * (-log_q - entropy[..., None]), q - p
 
 
 def _jensen_shannon(log_p, log_q, beta):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 def without(where: Array | None, *arrays: Array) -> tuple[Array, ...]:
@@ -155,7 +155,7 @@ def binary_kl(log_p: Array, log_not_p: Array, log_q: Array, log_not_q: Array) ->
 
 
 def flat(
-    where: Bool[Array, "*batch"] | None, *logits: Float[Array, "*batch classes"]
+    where: Bool[Array, "*batch"] | None, *logits: Shaped[Array, "*batch classes"]
 ) -> tuple[Array, ...]:
     """`where` `[n, 1]` and logits `[n, classes]`, all leading axes made one."""
     rows = tuple(z.reshape(-1, z.shape[-1]) for z in logits)
