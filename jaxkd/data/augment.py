@@ -6,8 +6,8 @@ bytes is cheaper than moving floats, padding is then black, and what cutout eras
 the mean colour.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,9 @@ from jaxkd import _check
 from jaxkd.types import Batch
 
 
-class View(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class View:
     """A function from (key, batch) to the batch as the networks see it.
-
-    Call it inside a compiled step, or compile `view.apply` (`jax.jit` cannot take a
-    tuple, even one that can be called).
 
     Attributes:
       apply: pure; runs inside `jit`, `scan` and `vmap`.
