@@ -16,8 +16,7 @@ def _kernel(
     embeddings: Float[Array, "batch dims"], gamma: ArrayLike, order: int
 ) -> Float[Array, "batch batch"]:
     """The Gaussian kernel of unit vectors, as a polynomial of their cosines."""
-    embeddings = fm.unit(embeddings)
-    cosine = 2 * gamma * fm.einsum("id,jd->ij", embeddings, embeddings)
+    cosine = 2 * gamma * fm.gram(fm.unit(embeddings))
     # Horner's scheme needs no powers: a power's derivative at 0 is a trap.
     series = jnp.ones_like(cosine) / math.factorial(order)
     for p in reversed(range(order)):

@@ -11,6 +11,14 @@ from jaxkd.losses._compile import compiled
 from jaxkd.losses._math import only, without
 
 
+def _below_zero(
+    features: Float[Array, "batch *space channels"], temperature: ArrayLike
+) -> Float[Array, "batch positions channels"]:
+    """The softmax's logits, their greatest 0: no exponential of them overflows."""
+    logits = fm.flat_space(features) / temperature
+    return logits - jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
+
+
 @compiled(temperature=_check.positive)
 def cwd(
     student_features: Float[Array, "batch *space channels"],
@@ -64,7 +72,11 @@ def cwd(
     student_features, teacher_features = without(
         where, student_features, teacher_features
     )
-    log_p = jax.nn.log_softmax(fm.flat_space(teacher_features) / temperature, axis=1)
-    log_q = jax.nn.log_softmax(fm.flat_space(student_features) / temperature, axis=1)
-    kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=1)
+    u = _below_zero(teacher_features, temperature)
+    v = _below_zero(student_features, temperature)
+    p, q = jnp.exp(u), jnp.exp(v)
+    p_total, q_total = jnp.sum(p, axis=1), jnp.sum(q, axis=1)
+    # The normalisers do not depend on the position: left outside the sum, they save
+    # the compiler most of the work of the backward pass.
+    kl = jnp.sum(p * (u - v), axis=1) / p_total + jnp.log(q_total) - jnp.log(p_total)
     return only(where, jnp.square(temperature) * jnp.mean(kl, axis=-1))

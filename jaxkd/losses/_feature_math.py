@@ -3,6 +3,7 @@
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -64,6 +65,22 @@ def unit(x: Float[Array, "*shape"], axis: int = -1) -> Float[Array, "*shape"]:
     square = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
     alive = square > float(jnp.finfo(x.dtype).tiny) ** 0.75
     return x * jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, square, 1)), 0)
+
+
+@jax.custom_jvp
+def gram(x: Float[Array, "batch dims"]) -> Float[Array, "batch batch"]:
+    """All inner products of rows.
+
+    Its own derivative, because the compiler does not see that both sides of the product
+    have the same one: backward, this is one product of matrices in place of two.
+    """
+    return einsum("id,jd->ij", x, x)
+
+
+@gram.defjvp
+def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    half = einsum("id,jd->ij", tangents[0], primals[0])
+    return gram(primals[0]), half + half.T
 
 
 def kept(

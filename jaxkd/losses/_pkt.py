@@ -19,8 +19,7 @@ def _probabilities(
     norm = safe_sqrt(jnp.sum(jnp.square(embeddings), axis=-1, keepdims=True))
     # The second `where` stops 1 / epsilon from being a zero embedding's derivative.
     scale = jnp.where(norm > 0, 1 / (jnp.where(norm > 0, norm, 1) + epsilon), 0)
-    embeddings = embeddings * scale
-    kernel = (fm.einsum("id,jd->ij", embeddings, embeddings) + 1) / 2
+    kernel = (fm.gram(embeddings * scale) + 1) / 2
     if where is not None:
         kernel = jnp.where(where[None], kernel, 0)
     total = jnp.sum(kernel, axis=-1, keepdims=True)

@@ -12,8 +12,7 @@ def _similarity(
     features: Float[Array, "batch *rest"],
 ) -> Float[Array, "batch batch"]:
     """The examples' Gram matrix, each row divided by its norm."""
-    features = fm.flat(features)
-    return fm.unit(fm.einsum("id,jd->ij", features, features))
+    return fm.unit(fm.gram(fm.flat(features)))
 
 
 @compiled()
