@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxkd.models.convolution import conv_general_dilated
 from jaxkd.models.mlp import head_dtype
 from jaxkd.models.net import Net, from_linen
 from jaxkd.models.pooling import max_pool
@@ -42,11 +43,18 @@ class Cnn(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
+        """Logits and taps; dropout is drawn from the "dropout" key when it trains."""
         taps = {}
         for i, widths in enumerate(self.stages, start=1):
             for j, width in enumerate(widths, start=1):
                 name = f"stage{i}_conv{j}"
-                x = nn.Conv(width, (3, 3), dtype=self.dtype, name=name)(x)
+                x = nn.Conv(
+                    width,
+                    (3, 3),
+                    dtype=self.dtype,
+                    conv_general_dilated=conv_general_dilated,
+                    name=name,
+                )(x)
                 taps[f"stage{i}_pre"] = x
                 x = nn.relu(x)
                 taps.setdefault("stem", x)

@@ -26,6 +26,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
+        """Logits and taps; dropout is drawn from the "dropout" key when it trains."""
         drop = lambda rate, x: nn.Dropout(rate, deterministic=not train)(x)
         taps = {}
         x = drop(self.input_dropout, x.reshape(len(x), -1))
@@ -72,7 +73,8 @@ def mlp(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> params, state = mlp([4], classes=3).init(jax.random.key(0), jnp.ones((1, 2, 2)))
+      >>> x = jnp.ones((1, 2, 2))
+      >>> params, state = mlp([4], classes=3).init(jax.random.key(0), x)
       >>> sum(leaf.size for leaf in jax.tree.leaves(params))  # 4 * 4 + 4 + 4 * 3 + 3
       35
 

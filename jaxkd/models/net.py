@@ -1,4 +1,4 @@
-"""`Net`: a network as a pair of pure functions, whatever library its layers are from."""
+"""`Net`: a network as a pair of pure functions, wherever its layers are from."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ def from_linen(module: nn.Module) -> Net:
         when nobody reads them.
 
     Returns:
-      The network. `apply` raises a ValueError if the module needs a `key` and gets none.
+      The network. `apply` raises a ValueError if the module needs a `key` and has none.
     """
     return _net(module, lambda train: {"train": train}, lambda out, _: out)
 

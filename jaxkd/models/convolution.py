@@ -1,0 +1,256 @@
+"""A convolution whose gradients are fast on the CPU, also inside `lax.scan`.
+
+XLA:CPU has a fast kernel for a convolution in its plain form: channels last, stride
+over a dense input, a window of a few pixels. The gradients that JAX derives are
+convolutions of other forms: inside a loop they run 10 to 80 times slower, and the one
+for the kernel, whose window is the whole image, is slow everywhere. Here both are
+written in forms that XLA:CPU is good at. The forward pass is `lax`'s own convolution,
+and off the CPU so is everything.
+"""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Image = Float[Array, "batch height width channels"]
+Kernel = Float[Array, "rows columns inputs outputs"]
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Patches of a few images at a time, about one core's second-level cache: all of them
+# at once are several times slower, because they travel through memory.
+CHUNK_BYTES = 2**21
+
+_plain_only = False
+
+
+class Window(NamedTuple):
+    """How a kernel moves over an image; hashable, so that it can be static."""
+
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+    groups: int
+    precision: Any
+
+
+@contextlib.contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """Inside, convolutions are traced with `lax`'s own gradients on every backend.
+
+    Needed for forward-mode derivatives (`jax.jvp`, `jax.jacfwd`, `jax.hessian`), which
+    a function with its own reverse rule does not have. What was compiled outside stays
+    as it was: `jit` a function inside to have it traced here.
+    """
+    global _plain_only
+    before, _plain_only = _plain_only, True
+    try:
+        yield
+    finally:
+        _plain_only = before
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    **rest: Any,
+) -> Array:
+    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`.
+
+    Equal to it in value and gradient up to rounding. On the CPU backend,
+    two-dimensional channels-last convolutions have reverse-mode gradients of their own,
+    to any order; all others, and all on other backends, are `lax`'s.
+
+    Args:
+      lhs: images.
+      rhs: kernels.
+      window_strides: step of the kernel along each spatial axis.
+      padding: "SAME", "VALID" or (low, high) for each spatial axis.
+      lhs_dilation: dilation of the images; other than 1, `lax`'s gradients are used.
+      rhs_dilation: dilation of the kernel.
+      dimension_numbers: layouts, as `lax` takes them.
+      feature_group_count: number of groups of channels.
+      **rest: passed on.
+
+    Returns:
+      What `lax.conv_general_dilated` returns.
+    """
+    plain = functools.partial(
+        lax.conv_general_dilated,
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        **rest,
+    )
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    precision = rest.pop("precision", None)
+    ours = (
+        jax.default_backend() == "cpu"
+        and not _plain_only
+        and lhs.ndim == 4
+        and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
+        and all(d == 1 for d in lhs_dilation or ())
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and lhs.dtype == rhs.dtype
+        and lhs.size > 0
+        and all(v in (None, 1) for v in rest.values())
+    )
+    if not ours:
+        return plain()
+    dilation = tuple(rhs_dilation or (1, 1))
+    if isinstance(padding, str):
+        reach = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:2], dilation, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:3], reach, window_strides, padding)
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    strides = tuple(window_strides)
+    window = Window(strides, pads, dilation, feature_group_count, precision)
+    return _convolve(window, lhs, rhs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(window: Window, x: Image, kernel: Kernel) -> Image:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window.strides,
+        window.padding,
+        rhs_dilation=window.dilation,
+        dimension_numbers=LAYOUT,
+        feature_group_count=window.groups,
+        precision=window.precision,
+    )
+
+
+def _forward(window, x, kernel):
+    return _convolve(window, x, kernel), (x, kernel)
+
+
+def _backward(window, residuals, g):
+    x, kernel = residuals
+    return input_gradient(window, x, kernel, g), kernel_gradient(window, x, kernel, g)
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _reversed_pads(window: Window, x: Array, kernel: Array, g: Array, axis: int):
+    """Zeros around `g` (strided: spread out) so that kernel offset 0 meets the last."""
+    step, dilation = window.strides[axis], window.dilation[axis]
+    low = (kernel.shape[axis] - 1) * dilation - window.padding[axis][0]
+    spread = (g.shape[axis + 1] - 1) * step + 1
+    return low, x.shape[axis + 1] + window.padding[axis][0] - spread
+
+
+def input_gradient(window: Window, x: Image, kernel: Kernel, g: Image) -> Image:
+    """The cotangent `g`, convolved with the kernel turned round, outputs to inputs."""
+    pads = tuple(_reversed_pads(window, x, kernel, g, axis) for axis in (0, 1))
+    if window.strides != (1, 1):
+        # A dilated input is not the plain form; the same with its zeros written out is.
+        spread = zip(pads, window.strides, strict=True)
+        config = [(0, 0, 0), *((*pad, step - 1) for pad, step in spread), (0, 0, 0)]
+        g, pads = lax.pad(g, jnp.zeros((), g.dtype), config), ((0, 0), (0, 0))
+    rows, columns, inputs, outputs = kernel.shape
+    turned = kernel[::-1, ::-1].reshape(rows, columns, inputs, window.groups, -1)
+    turned = turned.transpose(0, 1, 4, 3, 2)
+    turned = turned.reshape(rows, columns, outputs // window.groups, -1)
+    return _convolve(window._replace(strides=(1, 1), padding=pads), g, turned)
+
+
+def kernel_gradient(window: Window, x: Image, kernel: Kernel, g: Image) -> Kernel:
+    """Sums over images of patches times the other side, a few images at a time.
+
+    Either side can be cut into patches; the one with fewer channels makes less of them.
+    """
+    rows, columns, inputs, outputs = kernel.shape
+    places = rows * columns
+    if patch_g := window.strides == (1, 1) and outputs // window.groups <= inputs:
+        pads = [_reversed_pads(window, x, kernel, g, axis) for axis in (0, 1)]
+        cut, other = g, x
+    else:
+        pads, cut, other = window.padding, x, g
+    images, *size, channels = other.shape
+    padded = lax.pad(
+        cut,
+        jnp.zeros((), cut.dtype),
+        [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)],
+    )
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+
+    def products(total, pair):
+        cut, other = pair
+        patches = _patches(cut, (rows, columns), size, window)
+        return total + _over_positions(patches, other, window, wide), None
+
+    chunk = _chunk(images, size[0] * size[1] * places * cut.shape[-1] * wide.itemsize)
+    split = lambda a: a.reshape(-1, chunk, *a.shape[1:])
+    shape = (window.groups, channels // window.groups, places, -1)
+    start = jnp.zeros((*shape[:-1], cut.shape[-1] // window.groups), wide)
+    total, _ = lax.scan(products, start, (split(padded), split(other)))
+    total = total.reshape(window.groups, -1, rows, columns, total.shape[-1])
+    if patch_g:  # [groups, inputs, places turned round, outputs]
+        total = total[:, :, ::-1, ::-1].transpose(2, 3, 1, 0, 4)
+    else:  # [groups, outputs, places, inputs]
+        total = total.transpose(2, 3, 4, 0, 1)
+    return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _patches(padded, kernel_size, size, window):
+    """What the kernel sees at each position: `[images, *size, places, channels]`."""
+    seen = []
+    for offsets in itertools.product(*map(range, kernel_size)):
+        first = [o * d for o, d in zip(offsets, window.dilation, strict=True)]
+        last = [
+            f + (n - 1) * s + 1
+            for f, n, s in zip(first, size, window.strides, strict=True)
+        ]
+        images, *_, channels = padded.shape
+        limits = (images, *last, channels)
+        seen.append(lax.slice(padded, (0, *first, 0), limits, (1, *window.strides, 1)))
+    return jnp.stack(seen, axis=3)
+
+
+def _over_positions(patches, other, window, dtype):
+    """For each group, `other`'s channels times the patches, summed over positions."""
+    groups = window.groups
+    *_, places, channels = patches.shape
+    if groups == 1:
+        left = other.reshape(-1, other.shape[-1])
+        right = patches.reshape(-1, places * channels)
+        out = lax.dot_general(
+            left,
+            right,
+            (((0,), (0,)), ((), ())),
+            precision=window.precision,
+            preferred_element_type=dtype,
+        )
+        return out.reshape(1, -1, places, channels)
+    return jnp.einsum(
+        "mga,mpgb->gapb",
+        other.reshape(-1, groups, other.shape[-1] // groups),
+        patches.reshape(-1, places, groups, channels // groups),
+        precision=window.precision,
+        preferred_element_type=dtype,
+    )
+
+
+def _chunk(images: int, bytes_each: int) -> int:
+    """The most images, dividing their number, whose patches fit in `CHUNK_BYTES`."""
+    fit = max(1, min(images, CHUNK_BYTES // bytes_each))
+    return next(k for k in range(fit, 0, -1) if images % k == 0)
