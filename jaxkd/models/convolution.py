@@ -33,9 +33,9 @@ _plain_only = False
 class Window(NamedTuple):
     """How a kernel moves over an image; hashable, so that it can be static."""
 
-    strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
     groups: int
     precision: Any
 
@@ -150,7 +150,9 @@ def _backward(window, residuals, g):
 _convolve.defvjp(_forward, _backward)
 
 
-def _reversed_pads(window: Window, x: Array, kernel: Array, g: Array, axis: int):
+def _reversed_pads(
+    window: Window, x: Array, kernel: Array, g: Array, axis: int
+) -> tuple[int, int]:
     """Zeros around `g` (strided: spread out) so that kernel offset 0 meets the last."""
     step, dilation = window.strides[axis], window.dilation[axis]
     low = (kernel.shape[axis] - 1) * dilation - window.padding[axis][0]
@@ -181,7 +183,7 @@ def kernel_gradient(window: Window, x: Image, kernel: Kernel, g: Image) -> Kerne
     rows, columns, inputs, outputs = kernel.shape
     places = rows * columns
     if patch_g := window.strides == (1, 1) and outputs // window.groups <= inputs:
-        pads = [_reversed_pads(window, x, kernel, g, axis) for axis in (0, 1)]
+        pads = tuple(_reversed_pads(window, x, kernel, g, axis) for axis in (0, 1))
         cut, other = g, x
     else:
         pads, cut, other = window.padding, x, g

@@ -1,0 +1,123 @@
+"""What a network costs: parameters, bytes and multiply-accumulates, without running it."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Cost(NamedTuple):
+    """What one image costs.
+
+    Attributes:
+      parameters: numbers that training moves.
+      macs: multiply-accumulates of convolutions and matrix products of one forward
+        pass at batch size 1; FLOPs are about twice that.
+      bytes: of the parameters.
+    """
+
+    parameters: int
+    macs: int
+    bytes: int
+
+
+def of(net: Any, image_shape: tuple[int, ...]) -> Cost:
+    """The cost of a network on one image; nothing is allocated or computed.
+
+    Args:
+      net: a `jaxkd.models.Net`, or anything with its `init` and `apply`.
+      image_shape: of one image, without the batch axis.
+
+    Returns:
+      The three numbers, in inference mode.
+
+    Example:
+      >>> from jaxkd.models import mlp
+      >>> of(mlp([4], classes=3), (2, 2, 1))  # 4 * 4 + 4 * 3 products, and 7 biases
+      Cost(parameters=35, macs=28, bytes=140)
+    """
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    params, state = jax.eval_shape(net.init, jax.random.key(0), x)
+    forward = lambda params, state, x: net.apply(params, state, x, train=False)[0][0]
+    return Cost(parameters(params), macs(forward, params, state, x), bytes(params))
+
+
+def parameters(tree: Any) -> int:
+    """How many numbers the arrays of a tree hold.
+
+    Example:
+      >>> parameters({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)})
+      16
+    """
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def bytes(tree: Any) -> int:
+    """How many bytes the arrays of a tree hold.
+
+    Example:
+      >>> bytes({"kernel": jnp.ones((3, 4), jnp.bfloat16), "bias": jnp.ones(4)})
+      40
+    """
+    return sum(
+        math.prod(np.shape(leaf)) * jnp.result_type(leaf).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def macs(f: Callable[..., Any], *args: Any) -> int:
+    """Multiply-accumulates of the convolutions and matrix products of `f(*args)`.
+
+    Counted in the traced program: exact for groups and dilation; positions in a
+    convolution's padding count, as in the literature; additions, normalisation and
+    activations do not. A scan's body counts `length` times; of a `cond`, the dearest
+    branch; a `while` loop's length is not known, so that its body counts once.
+
+    Args:
+      f: any function that `jax.make_jaxpr` traces.
+      *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      Their number.
+
+    Example:
+      >>> macs(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 4)))  # 2 * 3 * 4
+      24
+    """
+    return _macs(jax.make_jaxpr(f)(*args).jaxpr)
+
+
+def _macs(jaxpr: Any) -> int:
+    return sum(map(_equation, jaxpr.eqns))
+
+
+def _equation(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return _size(equation.outvars[0]) * (math.prod(kernel) // outputs)
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return _size(equation.outvars[0]) * math.prod(left[i] for i in contracted)
+    if name == "cond":
+        return max(_macs(branch.jaxpr) for branch in params["branches"])
+    times = params["length"] if name == "scan" else 1
+    return times * sum(map(_macs, _subprograms(params)))
+
+
+def _size(variable: Any) -> int:
+    return math.prod(variable.aval.shape)
+
+
+def _subprograms(params: dict[str, Any]) -> Iterator[Any]:
+    """The programs among an equation's parameters: of jit, remat, custom rules, loops."""
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(item, "jaxpr", item)
+            if hasattr(inner, "eqns"):
+                yield inner
