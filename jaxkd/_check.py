@@ -52,7 +52,7 @@ def real(**arrays: ArrayLike) -> None:
 
 
 def logits(
-    class_mask_: ArrayLike | None, where: ArrayLike | None, **arrays: ArrayLike
+    class_mask_: ArrayLike | None, where: ArrayLike | None, **arrays: Any
 ) -> None:
     """What every loss of logits `[*batch, classes]` asks, masks included."""
     real(**arrays)

@@ -56,7 +56,7 @@ def compiled(
                 check(name, knobs[name])
             for name in knobs.keys() - set(static):
                 knobs[name] = jax.tree.map(_widen, knobs[name])
-            return program(*map(_widen, args), **knobs)  # type: ignore[return-value]
+            return program(*map(_widen, args), **knobs)
 
         return public
 

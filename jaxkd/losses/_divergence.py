@@ -8,6 +8,7 @@ coefficients, and `_with_differential` makes a function of the logits of it, tha
 differentiated forwards, backwards, and again.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxkd.losses._math import log_softmax, lowest, scaled
+from jaxkd.losses._math import log_softmax, scaled
 
 
 def _with_differential(divergence: Callable[..., tuple[Any, ...]]) -> Callable:
@@ -77,10 +78,12 @@ def _cross_entropy(log_p, log_q):
 
 def _jensen_shannon(log_p, log_q, beta):
     p, q = jnp.exp(log_p), jnp.exp(log_q)
-    # Where p and q are both 0 so is the mixture: not lower than a logarithm may be.
-    log_m = jnp.logaddexp(jnp.log(beta) + log_p, jnp.log1p(-beta) + log_q)
-    log_m = jnp.maximum(log_m, lowest(log_m.dtype))
-    p_to_m, q_to_m = log_p - log_m, log_q - log_m
+    # log(p / m) from the ratio of p and q alone: one exponential and one logarithm
+    # where logaddexp has more. Beyond the bound the smaller of the two is 0.
+    bound = 0.9 * math.log(jnp.finfo(log_p.dtype).max)
+    ratio = jnp.clip(log_p - log_q, -bound, bound)
+    p_to_m = -jnp.log(beta + (1 - beta) * jnp.exp(-ratio))
+    q_to_m = p_to_m - ratio
     kl_p, kl_q = jnp.sum(p * p_to_m, axis=-1), jnp.sum(q * q_to_m, axis=-1)
     return (
         beta * kl_p + (1 - beta) * kl_q,

@@ -21,8 +21,9 @@ def without(where: Array | None, *arrays: Array) -> tuple[Array, ...]:
     )
 
 
-def only(where: Array | None, loss: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Sets the loss of excluded examples to 0."""
+def only(where: Array | None, loss: ArrayLike) -> Array:
+    """Sets the loss `[*batch]` of excluded examples to 0."""
+    loss = jnp.asarray(loss)
     return loss if where is None else jnp.where(where, loss, 0)
 
 

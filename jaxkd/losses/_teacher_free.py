@@ -67,6 +67,7 @@ def teacher_free(
     (student_logits,) = without(where, student_logits)
     alive = live(student_logits, class_mask)
     others = jnp.maximum(jnp.sum(alive, axis=-1, keepdims=True) - 1, 1)
+    confidence = jnp.asarray(confidence, student_logits.dtype)
     target = one_hot(labels, student_logits.shape[-1])
     log_teacher = jnp.where(
         target, jnp.log(confidence), jnp.log1p(-confidence) - jnp.log(others)

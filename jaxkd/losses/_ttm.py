@@ -1,5 +1,6 @@
 """Transformed teacher matching (Zheng & Yang, 2024)."""
 
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
@@ -58,5 +59,6 @@ def ttm(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
     student_logits, teacher_logits = without(where, student_logits, teacher_logits)
+    gamma = jnp.asarray(gamma, teacher_logits.dtype)
     kl = _divergence.kl(gamma * teacher_logits, student_logits, 1.0, class_mask)
     return only(where, kl)

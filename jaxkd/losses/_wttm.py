@@ -60,6 +60,7 @@ def wttm(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
     student_logits, teacher_logits = without(where, student_logits, teacher_logits)
+    gamma = jnp.asarray(gamma, teacher_logits.dtype)
     log_t = log_softmax(teacher_logits, class_mask)
     weight = jnp.exp(log_total(gamma * log_t))
     kl = _divergence.kl(gamma * teacher_logits, student_logits, 1.0, class_mask)

@@ -25,7 +25,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in C
 traced = [0]
 
 
-def count_traces(event: str, duration: float, **_) -> None:
+def count_traces(event: str, duration_secs: float, **_: str | int) -> None:
     """Counts every time that jax turns a function into a program."""
     if event == "/jax/core/compile/jaxpr_trace_duration":
         traced[0] += 1

@@ -13,7 +13,7 @@ every_function = pytest.mark.parametrize("name", losses.__all__)
 
 @every_function
 def test_has_every_section_in_order(name):
-    text = inspect.getdoc(getattr(losses, name))
+    text = inspect.getdoc(getattr(losses, name)) or ""
     places = [text.find(f"\n{section}") for section in SECTIONS]
     assert -1 not in places, [
         s for s, at in zip(SECTIONS, places, strict=True) if at < 0
@@ -25,7 +25,7 @@ def test_has_every_section_in_order(name):
 @every_function
 def test_explains_every_argument(name):
     loss = getattr(losses, name)
-    arguments = inspect.getdoc(loss).split("\nArgs:")[1].split("\nReturns:")[0]
+    arguments = (inspect.getdoc(loss) or "").split("\nArgs:")[1].split("\nReturns:")[0]
     for parameter in inspect.signature(loss).parameters:
         assert f"\n  {parameter}: " in arguments, parameter
 
@@ -36,7 +36,7 @@ def test_example_runs(name):
     loss = inspect.unwrap(getattr(losses, name))
     (example,) = doctest.DocTestFinder(recurse=False).find(loss, name, globs={})
     assert example.examples
-    report = []
+    report: list[str] = []
     doctest.DocTestRunner().run(example, out=report.append)
     assert not report, "".join(report)
 

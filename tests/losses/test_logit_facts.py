@@ -1,6 +1,7 @@
 """What the papers and the definitions say of each logit loss, and of no other."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,7 @@ def test_probability_mse_is_bounded_by_two():
 
 def test_dkd_recombines_to_kd():
     s, t, y = drawn()
-    knobs = {"temperature": 1.0}
+    knobs: dict[str, Any] = {"temperature": 1.0}
     p_label = jnp.take_along_axis(jax.nn.softmax(t), y[:, None], axis=-1)[:, 0]
     target = losses.dkd(s, t, y, alpha=1.0, beta=0.0, **knobs)
     others = losses.dkd(s, t, y, alpha=0.0, beta=1.0, **knobs)
