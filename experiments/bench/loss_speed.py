@@ -11,7 +11,9 @@ over jaxkd's, pair by pair: above 1, jaxkd is faster. Without torch, or without 
 expression in `torch_losses.py`, its columns are null.
 """
 
+import contextlib
 import dataclasses
+import importlib
 import inspect
 import json
 import os
@@ -26,12 +28,11 @@ import tyro
 
 from jaxkd import losses
 
-try:
-    import torch
-
-    from experiments.bench import torch_losses
-except ImportError:
-    torch = torch_losses = None
+torch: Any = None
+torch_losses: Any = None
+with contextlib.suppress(ImportError):
+    torch = importlib.import_module("torch")
+    torch_losses = importlib.import_module("experiments.bench.torch_losses")
 
 LOGITS, MAP, EMBEDDING, DATA, CHANNELS = (
     (1024, 1000),
@@ -96,9 +97,9 @@ def in_jax(loss: Callable[..., Any], arrays: list[np.ndarray]) -> tuple[Any, Any
     mean = lambda *inputs: loss(*inputs).mean()
     forward = jax.jit(mean).lower(*inputs).compile()
     both = jax.jit(jax.value_and_grad(mean)).lower(*inputs).compile()
-    memory = both.memory_analysis().temp_size_in_bytes
+    memory: Any = both.memory_analysis()
     ready = lambda program: lambda: jax.block_until_ready(program(*inputs))
-    return ready(forward), ready(both), memory
+    return ready(forward), ready(both), memory.temp_size_in_bytes
 
 
 def in_torch(mean: Callable[..., Any], arrays: list[np.ndarray]) -> tuple[Any, Any]:
@@ -117,16 +118,16 @@ def in_torch(mean: Callable[..., Any], arrays: list[np.ndarray]) -> tuple[Any, A
     return forward, both
 
 
-def in_turns(ours: Any, theirs: Any, repeats: int) -> tuple[float, float | None, Any]:
+def in_turns(ours: Any, theirs: Any, repeats: int) -> tuple[Any, Any, Any]:
     """Median milliseconds of both and the median of the paired ratios."""
     pairs = []
     for _ in range(repeats + 2):
         pairs.append((seconds(ours), seconds(theirs) if theirs else np.nan))
     mine, others = 1e3 * np.array(pairs[2:]).T  # the first two warm up
+    rounded = lambda x, digits: round(float(np.median(x)), digits)
     if theirs is None:
-        return round(np.median(mine), 3), None, None
-    medians = (round(float(np.median(x)), 3) for x in (mine, others))
-    return *medians, round(float(np.median(others / mine)), 2)
+        return rounded(mine, 3), None, None
+    return rounded(mine, 3), rounded(others, 3), rounded(others / mine, 2)
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:

@@ -106,6 +106,23 @@ def dkd(s, t, labels):
     return 16 * tckd + 8 * kl(t - 1000.0 * target, s - 1000.0 * target, 4.0)
 
 
+def nkd(s, t, labels):
+    target = F.one_hot(labels, s.shape[-1]).bool()
+    p = F.softmax(t, -1)[target]
+    others = lambda z: z[~target].view(len(z), -1)
+    soft = F.cross_entropy(others(s), F.softmax(others(t), -1))
+    return -(p * F.log_softmax(s, -1)[target]).mean() + 1.5 * soft
+
+
+def wsld(s, t, labels):
+    log_q = F.log_softmax(s / 4, -1)
+    soft = -16 * (F.softmax(t / 4, -1) * log_q).sum(-1)
+    ratio = F.cross_entropy(s.detach(), labels, reduction="none") / F.cross_entropy(
+        t, labels, reduction="none"
+    )
+    return ((1 - torch.exp(-ratio)) * soft).mean()
+
+
 def hint(s, t):
     return F.mse_loss(s, t)
 
