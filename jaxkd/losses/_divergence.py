@@ -20,6 +20,8 @@ from jaxtyping import Array
 
 from jaxkd.losses._math import log_softmax, scaled
 
+CHUNK = 2**24  # logits, 64 MiB of float32
+
 
 def _with_differential(divergence: Callable[..., tuple[Any, ...]]) -> Callable:
     """From log-probabilities to logits.
@@ -41,24 +43,78 @@ def _with_differential(divergence: Callable[..., tuple[Any, ...]]) -> Callable:
     def rule(primals, tangents):
         p_logits, q_logits, temperature, class_mask, *_ = primals
         d_p, d_q, d_temperature, _, *d_weights = tangents
-        value, *partials = pieces(*primals)
+        given = [not isinstance(d, SymbolicZero) for d in (d_p, d_q, *d_weights)]
+        if not isinstance(d_temperature, SymbolicZero):
+            given[:2] = True, True
+        value, *partials = _in_chunks(pieces, (True, *given), *primals)
+        partials = iter(partials)
+        d_p_logits, d_q_logits, *by_weight = (
+            next(partials) if is_given else None for is_given in given
+        )
         tangent = jnp.zeros_like(value)
-        for logits, partial, d_logits in zip(
-            (p_logits, q_logits), partials, (d_p, d_q), strict=False
+        for logits, partial, d_logits in (
+            (p_logits, d_p_logits, d_p),
+            (q_logits, d_q_logits, d_q),
         ):
             if not isinstance(d_logits, SymbolicZero):
                 tangent += jnp.sum(partial / temperature * d_logits, axis=-1)
             if not isinstance(d_temperature, SymbolicZero):
                 u, _ = scaled(logits, class_mask, temperature)
                 tangent -= jnp.sum(partial * u, axis=-1) / temperature * d_temperature
-        for partial, d_weight in zip(partials[2:], d_weights, strict=True):
-            if not isinstance(d_weight, SymbolicZero):
+        for partial, d_weight in zip(by_weight, d_weights, strict=True):
+            if partial is not None:
                 tangent += partial * d_weight
         return value, tangent
 
-    function = jax.custom_jvp(lambda *args: pieces(*args)[0])
+    function = jax.custom_jvp(lambda *args: _in_chunks(pieces, (True,), *args)[0])
     function.defjvp(rule, symbolic_zeros=True)
     return function
+
+
+def _chunks(rows: int, classes: int) -> int:
+    """How many equal chunks keep each at `CHUNK` logits, or 1 if there are none."""
+    least = -(-rows * classes // CHUNK)
+    fitting = (n for n in range(least, min(rows, 8 * least) + 1) if rows % n == 0)
+    return next(fitting, 1)
+
+
+def _in_chunks(pieces, wanted, p_logits, q_logits, temperature, class_mask, *weights):
+    """The wanted ones of `pieces`, for some examples at a time if there are many.
+
+    What is held on the way is then a chunk's size, whatever the compiler fuses. A chunk
+    takes its examples from all over the batch, so that a sharded batch stays sharded.
+    """
+    batch, classes = p_logits.shape[:-1], p_logits.shape[-1]
+    rows = math.prod(batch)
+    n = _chunks(rows, classes)
+
+    def chosen(p_logits, q_logits, class_mask):
+        out = pieces(p_logits, q_logits, temperature, class_mask, *weights)
+        return [piece for piece, want in zip(out, wanted, strict=False) if want]
+
+    if n == 1:
+        return chosen(p_logits, q_logits, class_mask)
+    arrays = [p_logits, q_logits]
+    if class_mask is not None and class_mask.ndim > 1:
+        arrays.append(jnp.broadcast_to(class_mask, p_logits.shape))
+    arrays = [x.reshape(rows // n, n, classes) for x in arrays]
+
+    def chunk(i):
+        p, q, *mask = (
+            jax.lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False) for x in arrays
+        )
+        return chosen(p, q, mask[0] if mask else class_mask)
+
+    def step(i, done):
+        update = jax.lax.dynamic_update_index_in_dim
+        return [update(x, y, i, 1) for x, y in zip(done, chunk(i), strict=True)]
+
+    empty = [
+        jnp.zeros((rows // n, n, *x.shape[1:]), x.dtype)
+        for x in jax.eval_shape(chunk, 0)
+    ]
+    done = jax.lax.fori_loop(0, n, step, empty)
+    return [x.reshape(*batch, *x.shape[2:]) for x in done]
 
 
 def _kl(log_p, log_q):
