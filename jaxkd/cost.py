@@ -1,4 +1,4 @@
-"""What a network costs: parameters, bytes and multiply-accumulates, without running it."""
+"""What a network costs: parameters, bytes and multiply-accumulates, not run."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -115,7 +115,7 @@ def _size(variable: Any) -> int:
 
 
 def _subprograms(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs among an equation's parameters: of jit, remat, custom rules, loops."""
+    """The programs among an equation's parameters: of jit, custom rules, loops."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(item, "jaxpr", item)
