@@ -46,8 +46,8 @@ def _with_differential(divergence: Callable[..., tuple[Any, ...]]) -> Callable:
         given = [not isinstance(d, SymbolicZero) for d in (d_p, d_q, *d_weights)]
         if not isinstance(d_temperature, SymbolicZero):
             given[:2] = True, True
-        value, *partials = _in_chunks(pieces, (True, *given), *primals)
-        partials = iter(partials)
+        value, *computed = _in_chunks(pieces, (True, *given), *primals)
+        partials = iter(computed)
         d_p_logits, d_q_logits, *by_weight = (
             next(partials) if is_given else None for is_given in given
         )
@@ -56,9 +56,9 @@ def _with_differential(divergence: Callable[..., tuple[Any, ...]]) -> Callable:
             (p_logits, d_p_logits, d_p),
             (q_logits, d_q_logits, d_q),
         ):
-            if not isinstance(d_logits, SymbolicZero):
+            if partial is not None and not isinstance(d_logits, SymbolicZero):
                 tangent += jnp.sum(partial / temperature * d_logits, axis=-1)
-            if not isinstance(d_temperature, SymbolicZero):
+            if partial is not None and not isinstance(d_temperature, SymbolicZero):
                 u, _ = scaled(logits, class_mask, temperature)
                 tangent -= jnp.sum(partial * u, axis=-1) / temperature * d_temperature
         for partial, d_weight in zip(by_weight, d_weights, strict=True):

@@ -28,6 +28,7 @@ def test_holds_at_most_two_arrays_of_the_logits_size(name, masked, arguments):
 
     graded = jax.jit(jax.value_and_grad(total, arguments))
     memory = graded.lower(logits, logits, 4.0, mask).compile().memory_analysis()
+    assert memory is not None
     assert memory.temp_size_in_bytes <= 2 * ROWS * CLASSES * 4
 
 
