@@ -1,23 +1,23 @@
-"""What the experiments on a teacher and its student share: training, table, report."""
+"""What the experiments on a teacher and its student share: data, training, the plan."""
 
-import datetime
 import pathlib
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxkd import checkpoint, cost, data, distill, evaluate, log, losses, report, train
+from experiments import _outcome as outcome
+from jaxkd import checkpoint, data, distill, evaluate, log, losses, train
 from jaxkd.data import augment
 from jaxkd.models import Net
 from jaxkd.types import Batch
 
 
 class Task(NamedTuple):
-    """Data on the device, and how networks see it."""
+    """Data on the host and on the device, and how networks see it."""
 
     train: data.Dataset
     test: data.Dataset
@@ -26,26 +26,39 @@ class Task(NamedTuple):
     view: augment.View
 
 
+def task(train_set: data.Dataset, test_set: data.Dataset, view: augment.View) -> Task:
+    """Puts both splits on the device."""
+    on_device = data.on_device
+    return Task(train_set, test_set, on_device(train_set), on_device(test_set), view)
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Ends the program with one line where an argument or missing data is to blame."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise SystemExit(f"{what}: {error}") from error
+
+
 def splits(config: Any) -> tuple[data.Dataset, data.Dataset]:
     """The training and test data that a Config's fields name.
 
     Hyper-parameters are to be chosen with `evaluate_on="validation"`: the held-out
     slice of the training set is then left out of the training data.
+
+    Raises:
+      SystemExit: if they cannot be had; the message says what to do.
     """
     choosing = config.evaluate_on == "validation"
     where = {"archives": config.archives, "data_dir": config.data_dir}
-    train_set = data.load(
-        config.dataset, "train_rest" if choosing else "train", **where
-    )
-    if config.train_images is not None:
-        train_set = data.subset(train_set, config.train_images, seed=0)
-    return train_set, data.load(config.dataset, config.evaluate_on, **where)
-
-
-def task(train_set: data.Dataset, test_set: data.Dataset, view: augment.View) -> Task:
-    """Puts both splits on the device."""
-    on_device = data.on_device
-    return Task(train_set, test_set, on_device(train_set), on_device(test_set), view)
+    with refusing("no data"):
+        train_set = data.load(
+            config.dataset, "train_rest" if choosing else "train", **where
+        )
+        if config.train_images is not None:
+            train_set = data.subset(train_set, config.train_images, seed=0)
+        return train_set, data.load(config.dataset, config.evaluate_on, **where)
 
 
 class Trainer(NamedTuple):
@@ -76,15 +89,14 @@ class Trainer(NamedTuple):
         spec: distill.Spec | None = None,
         teacher: distill.Teacher = distill.nobody,
         teacher_variables: Any = None,
-        start: int = 0,
     ) -> train.Run:
-        """Trains `net` from `seeds` initial states, the same for every spec.
+        """Trains `net` from seeds 0, 1, ...: the same initial weights for every spec.
 
         Without a spec, on the labels alone.
         """
         spec = spec or {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
         d = distill.distiller(net, teacher, spec, self.tx)
-        keys = jax.vmap(jax.random.key)(jnp.arange(start, start + seeds))
+        keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
         batch = train.example(task.resident, task.view)
         init = jax.jit(jax.vmap(d.init, in_axes=(0, None, None)))
         epoch = train.make_epoch(d, view=task.view, batch_size=self.batch_size)
@@ -110,70 +122,23 @@ class Trainer(NamedTuple):
             )
         return run
 
+    def rehearse(
+        self, teacher: Net, student: Net, task: Task, spec: distill.Spec
+    ) -> None:
+        """Traces the distilling epoch without running it, before a teacher is trained.
 
-def first(run: train.Run) -> tuple[Any, Any]:
-    """The variables of the network of the first seed, ready to teach."""
-    pick = lambda tree: jax.tree.map(lambda a: a[0], tree["student"])
-    return pick(run.state.params), pick(run.state.state)
-
-
-def final(run: train.Run, metric: str = "accuracy") -> np.ndarray:
-    """A metric after the last epoch, `[seeds]`."""
-    return np.asarray(run.history[-1][metric])
-
-
-def curve(run: train.Run, metric: str = "accuracy") -> np.ndarray:
-    """A metric after each epoch, `[epochs, seeds]`."""
-    return np.asarray([row[metric] for row in run.history])
-
-
-def size_and_speed(net: Net, run: train.Run, task: Task) -> dict[str, str]:
-    """The columns of the table that do not depend on how the network was trained."""
-    variables = first(run)
-    of = cost.of(net, task.test.images.shape[1:])
-    predict = jax.jit(
-        lambda variables, resident: evaluate.predict(
-            distill.frozen(net), variables, resident, view=task.view
-        )
-    )
-    jax.block_until_ready(predict(variables, task.resident_test))
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        jax.block_until_ready(predict(variables, task.resident_test))
-        seconds.append(time.perf_counter() - begin)
-    speed = len(task.test.images) / float(np.median(seconds))
-    return {
-        "parameters": f"{of.parameters:,}",
-        "MACs": f"{of.macs:,}",
-        "bytes": f"{of.bytes:,}",
-        "images/s": f"{speed:,.0f}",
-    }
-
-
-def row(label: str, run: train.Run, costs: dict[str, str]) -> dict[str, str]:
-    """A row of the final table: accuracy in percent, after the last epoch."""
-    accuracy = report.mean_sd(final(run), scale=100)
-    return {"network": label, "test accuracy %": accuracy, **costs}
-
-
-def gain(distilled: train.Run, alone: train.Run) -> tuple[float, float]:
-    """Mean gain of paired seeds in points, and its standard error (nan for one)."""
-    difference = 100 * (final(distilled) - final(alone))
-    n = len(difference)
-    error = difference.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return float(difference.mean()), float(error)
-
-
-def gain_sentence(distilled: train.Run, alone: train.Run) -> str:
-    """The gain as a sentence, in units of its standard error."""
-    mean, error = gain(distilled, alone)
-    if np.isnan(error):
-        return f"Distillation changes the accuracy by {mean:+.2f} points (one seed)."
-    return (
-        f"Distillation changes the accuracy by {mean:+.2f} ± {error:.2f} points "
-        f"(mean over {len(final(alone))} paired seeds ± standard error)."
-    )
+        Raises:
+          SystemExit: if a number is out of its range, the batch larger than the data,
+            or the networks do not fit together.
+        """
+        batch = jax.eval_shape(lambda r: train.example(r, task.view), task.resident)
+        key = jax.random.key(0)
+        variables = jax.eval_shape(teacher.init, key, batch["image"])
+        with refusing("cannot train"):
+            d = distill.distiller(student, distill.frozen(teacher), spec, self.tx)
+            state = jax.eval_shape(d.init, key, variables, batch)
+            epoch = train.make_epoch(d, view=task.view, batch_size=self.batch_size)
+            jax.eval_shape(epoch, state, variables, task.resident, key)
 
 
 def kd_spec(config: Any) -> distill.Spec:
@@ -212,69 +177,37 @@ def compare(
     Returns:
       The mean accuracies after the last epoch, by name.
     """
-    directory = run_directory(config.out, name)
+    directory = outcome.run_directory(config.out, name)
     write = log.start(directory, config)
-    tx = optax.adam(config.learning_rate)
+    tx, spec = optax.adam(config.learning_rate), kd_spec(config)
     trainer = Trainer(tx, config.batch_size, write, directory, together)
+    trainer.rehearse(teacher, student, task, spec)
     taught = trainer("teacher", teacher, task, seeds=1, epochs=config.teacher_epochs)
     budget = {"seeds": config.seeds, "epochs": config.epochs}
     alone = trainer("alone", student, task, **budget)
-    spec, variables = kd_spec(config), first(taught)
+    variables = outcome.first(taught)
     if config.teacher == "cached":
-        with_logits = with_cached_teacher(
-            task, teacher, variables, directory / "logits"
-        )
+        source = with_cached_teacher(task, teacher, variables, directory / "logits")
         using: dict[str, Any] = {"teacher": distill.cached}
     else:
-        with_logits = task
+        source = task
         using = {"teacher": distill.frozen(teacher), "teacher_variables": variables}
-    distilled = trainer("distilled", student, with_logits, spec=spec, **using, **budget)
+    distilled = trainer("distilled", student, source, spec=spec, **using, **budget)
 
-    costs = size_and_speed(student, alone, task)
+    test, view = task.test, task.view
+    costs = outcome.costs(student, outcome.first(alone), test, view)
     rows = [
-        row("teacher", taught, size_and_speed(teacher, taught, task)),
-        row("student alone", alone, costs),
-        row("student distilled", distilled, costs),
+        outcome.row("teacher", taught, outcome.costs(teacher, variables, test, view)),
+        outcome.row("student alone", alone, costs),
+        outcome.row("student distilled", distilled, costs),
     ]
-    curves = {"alone": 100 * curve(alone), "distilled": 100 * curve(distilled)}
-    write_report(
+    lines = {"alone": outcome.curve(alone), "distilled": outcome.curve(distilled)}
+    outcome.write_report(
         directory,
-        f"{name}: {task.test.name}, {len(task.test.images):,} {task.test.split} images",
+        f"{name}: {test.name}, {len(test.images):,} {test.split} images",
         rows,
-        {"student": curves},
-        [gain_sentence(distilled, alone)],
+        {"student": lines},
+        [outcome.gain_sentence(distilled, alone)],
     )
     runs = {"teacher": taught, "alone": alone, "distilled": distilled}
-    return {label: float(final(run).mean()) for label, run in runs.items()}
-
-
-def write_report(
-    directory: pathlib.Path,
-    title: str,
-    rows: report.Rows,
-    panels: dict[str, dict[str, np.ndarray]],
-    sentences: list[str],
-) -> None:
-    """Prints the table and the sentences; writes them with a picture to `report.md`."""
-    report.show(rows, title)
-    print(*sentences, sep="\n")
-    drawn = report.curves(directory / "curves.png", panels, y_label="test accuracy, %")
-    picture = "![Test accuracy by epoch](curves.png)\n\n" if drawn else ""
-    notes = "".join(f"* {sentence}\n" for sentence in sentences)
-    made = "".join(f"* {name}: {value}\n" for name, value in log.versions().items())
-    (directory / "report.md").write_text(
-        f"# {title}\n\n{report.markdown(rows)}\nAccuracy after the last epoch, mean ± "
-        f"standard deviation over seeds.\n\n{notes}\n{picture}{made}"
-    )
-    print(f"report: {directory / 'report.md'}")
-
-
-def run_directory(base: str, name: str) -> pathlib.Path:
-    """A new directory under `base/name`, named by the time."""
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    directory = pathlib.Path(base) / name / stamp
-    suffix = 1
-    while directory.exists():
-        suffix += 1
-        directory = directory.with_name(f"{stamp}_{suffix}")
-    return directory
+    return {label: float(outcome.final(run).mean()) for label, run in runs.items()}

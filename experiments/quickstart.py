@@ -19,7 +19,7 @@ import dataclasses
 import optax
 import tyro
 
-from experiments import _pair as pair
+from experiments import _outcome as outcome, _pair as pair
 from jaxkd import data, distill, log, models
 from jaxkd.data import augment
 
@@ -43,7 +43,7 @@ class Config:
 
 def main(config: Config) -> dict[str, float]:
     """Runs the experiment; returns the mean accuracies by name."""
-    directory = pair.run_directory(config.out, "quickstart")
+    directory = outcome.run_directory(config.out, "quickstart")
     write = log.start(directory, config)
     test, everything = data.load("digits", "test"), data.load("digits", "train")
     view = augment.chain(
@@ -53,45 +53,48 @@ def main(config: Config) -> dict[str, float]:
     trainer = pair.Trainer(tx, config.batch_size, write, directory)
 
     teacher = models.cnn(**models.CNNS["digits_teacher"])
-    full = pair.task(everything, test, view)
-    taught = trainer("teacher", teacher, full, seeds=1, epochs=config.teacher_epochs)
-    costs = pair.size_and_speed(teacher, taught, full)
-    rows = [pair.row("teacher", taught, costs)]
-    results = {"teacher": float(pair.final(taught).mean())}
-    panels, sentences = {}, []
-
     student = models.mlp([config.student_width], classes=test.num_classes)
-    few = data.subset(everything, config.few_images, seed=0)
-    for images in (few, everything):
-        n = len(images.images)
+    with pair.refusing("few_images"):
+        subset = data.subset(everything, config.few_images, seed=0)
+    few = pair.task(subset, test, view)
+    full, spec = pair.task(everything, test, view), pair.kd_spec(config)
+    trainer.rehearse(teacher, student, few, spec)
+
+    taught = trainer("teacher", teacher, full, seeds=1, epochs=config.teacher_epochs)
+    variables = outcome.first(taught)
+    costs = outcome.costs(teacher, variables, test, view)
+    rows = [outcome.row("teacher", taught, costs)]
+    results = {"teacher": float(outcome.final(taught).mean())}
+    panels, sentences = {}, []
+    for task in (few, full):
+        n = len(task.train.images)
         regime = f"{n:,} images"
-        task = pair.task(images, test, view)
         epochs = -(-config.student_steps * config.batch_size // n)
         budget = {"seeds": config.seeds, "epochs": epochs}
         alone = trainer(f"alone, {regime}", student, task, **budget)
         distilled = trainer(
             f"distilled, {regime}",
             student,
-            pair.with_cached_teacher(task, teacher, pair.first(taught)),
-            spec=pair.kd_spec(config),
+            pair.with_cached_teacher(task, teacher, variables),
+            spec=spec,
             teacher=distill.cached,
             **budget,
         )
-        costs = pair.size_and_speed(student, alone, task)
+        costs = outcome.costs(student, outcome.first(alone), test, view)
         for label, run in {"alone": alone, "distilled": distilled}.items():
-            rows.append(pair.row(f"student {label}, {regime}", run, costs))
-            results[f"{label}, {regime}"] = float(pair.final(run).mean())
+            rows.append(outcome.row(f"student {label}, {regime}", run, costs))
+            results[f"{label}, {regime}"] = float(outcome.final(run).mean())
         panels[f"student with {regime}"] = {
-            "alone": 100 * pair.curve(alone),
-            "distilled": 100 * pair.curve(distilled),
+            "alone": outcome.curve(alone),
+            "distilled": outcome.curve(distilled),
         }
-        sentences.append(f"{regime}: {pair.gain_sentence(distilled, alone)}")
+        sentences.append(f"{regime}: {outcome.gain_sentence(distilled, alone)}")
     sentences.append(
         f"The teacher has seen all {len(everything.images):,} images: what it passes "
-        f"on to a student with {len(few.images)} is not a gain at equal data."
+        f"on to a student with {len(few.train.images)} is not a gain at equal data."
     )
     title = f"quickstart: optical digits, {len(test.images)} test images"
-    pair.write_report(directory, title, rows, panels, sentences)
+    outcome.write_report(directory, title, rows, panels, sentences)
     return results
 
 

@@ -59,7 +59,9 @@ def test_quickstart_at_full_size_gains_three_standard_errors(tmp_path, capsys):
 
 
 @needs_archives
-@pytest.mark.parametrize("teacher", ["cached", "live"])
+@pytest.mark.parametrize(
+    "teacher", ["cached", pytest.param("live", marks=pytest.mark.slow)]
+)
 def test_mnist_mlp(tmp_path, teacher):
     results = mnist_mlp.main(
         mnist_mlp.Config(
@@ -76,6 +78,7 @@ def test_mnist_mlp(tmp_path, teacher):
 
 
 @needs_archives
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["teachernet", "wide"])
 def test_cifar10_cnn(tmp_path, pair):
     results = cifar10_cnn.main(
@@ -110,3 +113,28 @@ def test_a_misspelt_field_is_told_its_neighbour():
     shown = command("experiments.quickstart", "--temprature", "2")
     assert shown.returncode == 2
     assert "--temperature" in shown.stdout + shown.stderr
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),
+        ({"few_images": 20}, "batch_size must be at most n = 20 examples, got 50"),
+        ({"few_images": 9999}, "n must be at most the 1297 examples"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_teacher_is_trained(
+    tmp_path, wrong, message
+):
+    config = quickstart.Config(**wrong, teacher_epochs=10**9, out=str(tmp_path))
+    with pytest.raises(SystemExit, match=message):
+        quickstart.main(config)
+
+
+@pytest.mark.bad_input
+def test_missing_archives_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXKD_DATA", str(tmp_path))
+    config = mnist_mlp.Config(archives=str(tmp_path), out=str(tmp_path))
+    with pytest.raises(SystemExit, match="train-images-idx3-ubyte.gz"):
+        mnist_mlp.main(config)

@@ -3,13 +3,14 @@
     pip install '.[bench]'
     python -m experiments.bench.against_torch
 
-PyTorch gets what makes it fast here: the data set as one float tensor in memory, batches
-by index, a teacher under `no_grad`, the same number of threads. jaxkd runs its scanned
-epoch. For each case the two alternate in one process; a row has the medians and the
-median of the paired ratios (above 1: jaxkd is faster).
+PyTorch gets what makes it fast here: the data set as one float tensor in memory,
+batches by index, a teacher under `no_grad`, the same number of threads. jaxkd runs its
+scanned epoch. For each case the two alternate in one process; a row has the medians and
+the median of the paired ratios (above 1: jaxkd is faster).
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,7 @@ class Config:
 def mlp(*widths: int) -> nn.Module:
     """Dense layers with ReLU between them."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -107,7 +108,9 @@ def main(config: Config) -> list[dict[str, Any]]:
     rows = []
     for experiment in config.experiments:
         case = step_speed.EXPERIMENTS[experiment]
-        ours = [t for t in case["teachers"] if t != "none" or len(case["teachers"]) == 1]
+        ours = [
+            t for t in case["teachers"] if t != "none" or len(case["teachers"]) == 1
+        ]
         theirs = "live" if "live" in ours else "none"
         blocks: dict[str, step_speed.Block] = {"torch": torch_block(experiment, theirs)}
         for teacher in ours:
