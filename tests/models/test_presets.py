@@ -10,8 +10,8 @@ from jaxkd.models import CNNS, MLPS, cnn, mlp
 KEY = jax.random.key(0)
 
 
-def shapes(net, image_shape, dtype=jnp.float32, **variables):
-    x = jax.ShapeDtypeStruct((2, *image_shape), dtype)
+def shapes(net, image_shape):
+    x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     params, state = jax.eval_shape(net.init, KEY, x)
     apply = lambda p, x: net.apply(p, state, x, train=False)[0]
     return params, jax.eval_shape(apply, params, x)
@@ -94,9 +94,9 @@ def test_taps_of_the_teacher():
 
 def test_taps_of_an_mlp():
     params, out = shapes(mlp(**MLPS["student"]), (28, 28, 1))
-    assert {k: v.shape[1:] for k, v in out.taps.items()} == dict.fromkeys(
-        ("stage1", "stage1_pre", "stage2", "stage2_pre", "pooled"), (200,)
-    )
+    names = ("stage1", "stage1_pre", "stage2", "stage2_pre", "pooled")
+    taps = {k: v.shape[1:] for k, v in out.taps.items()}
+    assert taps == dict.fromkeys(names, (200,))
     assert params["hidden1"]["kernel"].shape == (784, 200)
 
 
