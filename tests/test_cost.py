@@ -73,6 +73,12 @@ def test_transformed_functions_are_entered(wrap):
     assert cost.macs(wrap(lambda x: x @ w), jnp.ones((2, 3))) == 2 * 3 * 5
 
 
+def test_the_layout_of_a_convolution_does_not_matter():
+    x, w = jnp.ones((1, 3, 8, 8)), jnp.ones((5, 3, 2, 4))  # NCHW, OIHW
+    convolve = lambda x, w: lax.conv(x, w, (1, 1), "SAME")
+    assert cost.macs(convolve, x, w) == 5 * 8 * 8 * 3 * 2 * 4
+
+
 def test_bytes_follow_the_type():
     tree = {"a": jnp.ones(3, jnp.bfloat16), "b": [jnp.ones((2, 2), jnp.int8)]}
     assert (cost.parameters(tree), cost.bytes(tree)) == (7, 3 * 2 + 4)

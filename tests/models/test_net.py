@@ -1,5 +1,6 @@
 """A Net behaves the same whichever way its taps are read and its mode is told."""
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,23 @@ def test_the_caller_says_how_a_foreign_module_is_told_that_it_trains():
     mean = moved["batch_stats"]["BatchNorm_0"]["mean"]
     np.testing.assert_allclose(mean, x.mean(0) / 2)
     assert jax.tree.structure(moved) == jax.tree.structure(state)
+
+
+def test_inference_cannot_change_the_state():
+    class Counter(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            calls = self.variable("counters", "calls", lambda: jnp.zeros(()))
+            calls.value += 1
+            return nn.Dense(1)(x), {}
+
+    net = from_linen(Counter())
+    x = jnp.ones((1, 2))
+    params, state = net.init(KEY, x)
+    _, moved = net.apply(params, state, x, train=True)
+    assert moved["counters"]["calls"] == state["counters"]["calls"] + 1
+    with pytest.raises(flax.errors.ModifyScopeVariableError):
+        net.apply(params, state, x, train=False)
 
 
 def test_a_key_draws_dropout_and_inference_needs_none():
