@@ -183,7 +183,7 @@ def compare(
     trainer = Trainer(tx, config.batch_size, write, directory, together)
     trainer.rehearse(teacher, student, task, spec)
     taught = trainer("teacher", teacher, task, seeds=1, epochs=config.teacher_epochs)
-    budget = {"seeds": config.seeds, "epochs": config.epochs}
+    budget: dict[str, Any] = {"seeds": config.seeds, "epochs": config.epochs}
     alone = trainer("alone", student, task, **budget)
     variables = outcome.first(taught)
     if config.teacher == "cached":

@@ -15,6 +15,7 @@ It prints a table, and writes `report.md`, `curves.png` and the trained networks
 """
 
 import dataclasses
+from typing import Any
 
 import optax
 import tyro
@@ -70,7 +71,7 @@ def main(config: Config) -> dict[str, float]:
         n = len(task.train.images)
         regime = f"{n:,} images"
         epochs = -(-config.student_steps * config.batch_size // n)
-        budget = {"seeds": config.seeds, "epochs": epochs}
+        budget: dict[str, Any] = {"seeds": config.seeds, "epochs": epochs}
         alone = trainer(f"alone, {regime}", student, task, **budget)
         distilled = trainer(
             f"distilled, {regime}",

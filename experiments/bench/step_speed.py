@@ -89,12 +89,11 @@ def block(experiment: str, teacher: str, mode: str, steps: int | None = None) ->
     steps = steps or case["steps"]
     n = steps * case["batch_size"]
     dataset = images(case["shape"], n)
-    channels = case["shape"][-1]
-    view = augment.chain(
-        augment.to_float(), augment.normalise([0.5] * channels, [0.25] * channels)
-    )
-    resident, variables, teaches = data.on_device(dataset), None, distill.nobody
-    spec = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    half = np.full(case["shape"][-1], 0.5)
+    view = augment.chain(augment.to_float(), augment.normalise(half, half / 2))
+    resident, variables = data.on_device(dataset), None
+    teaches: distill.Teacher = distill.nobody
+    spec: dict[str, Any] = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
     if teacher != "none":
         net = case["teacher"]()
         variables = net.init(jax.random.key(1), jnp.zeros((1, *case["shape"])))
