@@ -52,7 +52,7 @@ def ab(
 
     References:
       Heo, Lee, Yun, Choi. `Knowledge Transfer via Distillation of Activation Boundaries
-      Formed by Hidden Neurons <https://arxiv.org/abs/1811.03233>`_, 2019. Equation 5.
+      Formed by Hidden Neurons <https://arxiv.org/abs/1811.03233>`_, 2019.
     """
     fm.check(
         where, 2, student_features=student_features, teacher_features=teacher_features

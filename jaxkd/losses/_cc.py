@@ -70,7 +70,7 @@ def cc(
 
     References:
       Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang. `Correlation Congruence for Knowledge
-      Distillation <https://arxiv.org/abs/1904.01802>`_, 2019. Equations 6, 7 and 11.
+      Distillation <https://arxiv.org/abs/1904.01802>`_, 2019.
     """
     fm.check(
         where,

@@ -92,7 +92,7 @@ def crd(
 
     References:
       Tian, Krishnan, Isola. `Contrastive Representation Distillation
-      <https://arxiv.org/abs/1910.10699>`_, ICLR 2020. Equations 10 and 17 to 19.
+      <https://arxiv.org/abs/1910.10699>`_, ICLR 2020. Equation 18.
     """
     fm.check(
         where,

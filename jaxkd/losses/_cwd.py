@@ -61,7 +61,7 @@ def cwd(
 
     References:
       Shu, Liu, Gao, Yan, Shen. `Channel-wise Knowledge Distillation for Dense
-      Prediction <https://arxiv.org/abs/2011.13256>`_, 2021. Equations 3 and 4.
+      Prediction <https://arxiv.org/abs/2011.13256>`_, 2021.
     """
     fm.check(
         where, 3, student_features=student_features, teacher_features=teacher_features

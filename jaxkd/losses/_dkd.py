@@ -49,7 +49,7 @@ def dkd(
       teacher_logits: the same of the teacher; gradients flow to it too.
       labels: the true class of each example.
       alpha: weight of the label's share, >= 0.
-      beta: weight of the other classes' share, >= 0. The paper takes 1 to 8, more for
+      beta: weight of the other classes' share, >= 0. The authors take 0.5 to 8, more for
         a more confident teacher.
       temperature: T > 0; larger is softer.
       class_mask: true for the classes that exist, broadcastable to the logits; the
@@ -74,7 +74,7 @@ def dkd(
 
     References:
       Zhao, Cui, Song, Qiu, Liang. `Decoupled Knowledge Distillation
-      <https://arxiv.org/abs/2203.08679>`_, 2022. Equations 5 to 7.
+      <https://arxiv.org/abs/2203.08679>`_, 2022. Equation 7.
     """
     _check.logits(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits

@@ -61,7 +61,7 @@ def ensemble_logits(
 
     References:
       Hinton, Vinyals, Dean. `Distilling the Knowledge in a Neural Network
-      <https://arxiv.org/abs/1503.02531>`_, 2015. Section 3.
+      <https://arxiv.org/abs/1503.02531>`_, 2015. Section 1.
       You, Xu, Xu, Tao. `Learning from Multiple Teacher Networks
       <https://doi.org/10.1145/3097983.3098135>`_, 2017.
     """

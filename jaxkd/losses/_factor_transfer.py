@@ -48,7 +48,7 @@ def factor_transfer(
 
     References:
       Kim, Park, Kwak. `Paraphrasing Complex Network: Network Compression via Factor
-      Transfer <https://arxiv.org/abs/1802.04977>`_, 2018. Equation 3.
+      Transfer <https://arxiv.org/abs/1802.04977>`_, 2018.
     """
     fm.check(where, 2, student_factors=student_factors, teacher_factors=teacher_factors)
     _check.same_shape(student_factors=student_factors, teacher_factors=teacher_factors)

@@ -57,7 +57,7 @@ def ickd(
     References:
       Liu, Huang, Lin, Xie, Wang, Chang, Liang. `Exploring Inter-Channel Correlation for
       Diversity-Preserved Knowledge Distillation <https://arxiv.org/abs/2202.03680>`_,
-      ICCV 2021. Equations 1 and 4.
+      ICCV 2021.
     """
     fm.check(
         where, 2, student_features=student_features, teacher_features=teacher_features

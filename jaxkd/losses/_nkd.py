@@ -70,7 +70,7 @@ def nkd(
     References:
       Yang, Zeng, Li, Zhang, Yuan, Li. `From Knowledge Distillation to Self-Knowledge
       Distillation: A Unified Approach with Normalized Loss and Customized Soft Labels
-      <https://arxiv.org/abs/2303.13005>`_, 2023. The NKD loss of section 3.
+      <https://arxiv.org/abs/2303.13005>`_, 2023. The NKD loss.
     """
     _check.logits(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits

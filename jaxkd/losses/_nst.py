@@ -58,7 +58,6 @@ def nst(
     References:
       Huang, Wang. `Like What You Like: Knowledge Distill via Neuron Selectivity
       Transfer <https://arxiv.org/abs/1707.01219>`_, 2017.
-      Equations 4, 5 and section 4.2.
     """
     fm.check(
         where, 3, student_features=student_features, teacher_features=teacher_features

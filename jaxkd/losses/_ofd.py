@@ -51,7 +51,7 @@ def ofd(
 
     References:
       Heo, Kim, Yun, Park, Kwak, Choi. `A Comprehensive Overhaul of Feature Distillation
-      <https://arxiv.org/abs/1904.01866>`_, 2019. Equations 2, 3 and 6.
+      <https://arxiv.org/abs/1904.01866>`_, 2019.
     """
     fm.check(
         where, 2, student_features=student_features, teacher_features=teacher_features

@@ -67,9 +67,9 @@ def pearson_features(
       [2. 2.]
 
     References:
-      Cao, Zhang, Gao, Cheng, Cheng, Zhang. `PKD: General Distillation Framework for
+      Cao, Zhang, Gao, Cheng, Cheng, Cheng. `PKD: General Distillation Framework for
       Object Detectors via Pearson Correlation Coefficient
-      <https://arxiv.org/abs/2207.02039>`_, 2022. Equations 3 and 5.
+      <https://arxiv.org/abs/2207.02039>`_, 2022.
     """
     fm.check(
         where, 2, student_features=student_features, teacher_features=teacher_features

@@ -72,7 +72,7 @@ def pkt(
 
     References:
       Passalis, Tefas. `Learning Deep Representations with Probabilistic Knowledge
-      Transfer <https://arxiv.org/abs/1803.10837>`_, 2018. Equations 3 to 6.
+      Transfer <https://arxiv.org/abs/1803.10837>`_, 2018.
     """
     fm.check(
         where,

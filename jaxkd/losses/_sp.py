@@ -56,7 +56,7 @@ def sp(
 
     References:
       Tung, Mori. `Similarity-Preserving Knowledge Distillation
-      <https://arxiv.org/abs/1907.09682>`_, 2019. Equations 1 to 4.
+      <https://arxiv.org/abs/1907.09682>`_, 2019.
     """
     fm.check(
         where, 2, student_features=student_features, teacher_features=teacher_features

@@ -60,7 +60,7 @@ def teacher_free(
 
     References:
       Yuan, Tay, Li, Wang, Feng. `Revisiting Knowledge Distillation via Label Smoothing
-      Regularization <https://arxiv.org/abs/1909.11723>`_, 2020. Equations 9 and 10.
+      Regularization <https://arxiv.org/abs/1909.11723>`_, 2020.
     """
     _check.logits(class_mask, where, student_logits=student_logits)
     _check.labels(labels, student_logits.shape[:-1])

@@ -53,7 +53,7 @@ def ttm(
 
     References:
       Zheng, Yang. `Knowledge Distillation Based on Transformed Teacher Matching
-      <https://arxiv.org/abs/2402.11148>`_, 2024. Section 4.
+      <https://arxiv.org/abs/2402.11148>`_, 2024.
     """
     _check.logits(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits

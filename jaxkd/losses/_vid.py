@@ -57,7 +57,7 @@ def vid(
 
     References:
       Ahn, Hu, Damianou, Lawrence, Dai. `Variational Information Distillation for
-      Knowledge Transfer <https://arxiv.org/abs/1904.05835>`_, 2019. Equations 5 and 6.
+      Knowledge Transfer <https://arxiv.org/abs/1904.05835>`_, 2019.
     """
     fm.check(
         where,

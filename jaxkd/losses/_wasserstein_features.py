@@ -72,7 +72,6 @@ def wasserstein_features(
     References:
       Lv, Yang, Li. `Wasserstein Distance Rivals Kullback-Leibler Divergence for
       Knowledge Distillation <https://arxiv.org/abs/2412.08139>`_, 2024.
-      Equations 6 to 8.
     """
     fm.check(
         where, 3, student_features=student_features, teacher_features=teacher_features

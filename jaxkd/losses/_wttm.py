@@ -54,7 +54,7 @@ def wttm(
 
     References:
       Zheng, Yang. `Knowledge Distillation Based on Transformed Teacher Matching
-      <https://arxiv.org/abs/2402.11148>`_, 2024. Section 5.
+      <https://arxiv.org/abs/2402.11148>`_, 2024.
     """
     _check.logits(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
