@@ -49,8 +49,8 @@ def dkd(
       teacher_logits: the same of the teacher; gradients flow to it too.
       labels: the true class of each example.
       alpha: weight of the label's share, >= 0.
-      beta: weight of the other classes' share, >= 0. The authors take 0.5 to 8, more for
-        a more confident teacher.
+      beta: weight of the other classes' share, >= 0. The authors take 0.5 to 8,
+        more for a more confident teacher.
       temperature: T > 0; larger is softer.
       class_mask: true for the classes that exist, broadcastable to the logits; the
         others get probability 0, as do logits of -inf.
