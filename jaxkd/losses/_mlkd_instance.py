@@ -54,7 +54,7 @@ def mlkd_instance(
     References:
       Jin, Wang, Lin. `Multi-Level Logit Distillation
       <https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html>`_,
-      2023. Section 3.
+      2023.
     """
     _check.logits(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits

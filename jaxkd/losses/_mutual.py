@@ -54,7 +54,7 @@ def mutual(
 
     References:
       Zhang, Xiang, Hospedales, Lu. `Deep Mutual Learning
-      <https://arxiv.org/abs/1706.00384>`_, 2018. Equations 5 and 8.
+      <https://arxiv.org/abs/1706.00384>`_, 2018.
     """
     _check.logits(class_mask, where, student_logits=student_logits)
     _check.real(peer_logits=peer_logits)
