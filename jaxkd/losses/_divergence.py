@@ -18,9 +18,8 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxkd.losses._math import log_softmax, scaled
-
-CHUNK = 2**24  # logits, 64 MiB of float32
+from jaxkd.losses._chunks import in_chunks
+from jaxkd.losses._math import log_softmax, only, scaled, without
 
 
 def _with_differential(divergence: Callable[..., tuple[Any, ...]]) -> Callable:
@@ -31,90 +30,58 @@ def _with_differential(divergence: Callable[..., tuple[Any, ...]]) -> Callable:
         p = softmax(u), q = softmax(v): the value and its partial derivatives.
 
     Returns:
-      `(p_logits, q_logits, temperature, class_mask, *weights) -> D`, where
-      u = p_logits / temperature and v = q_logits / temperature.
+      `(p_logits, q_logits, temperature, class_mask, where, *weights) -> D`, where
+      u = p_logits / temperature and v = q_logits / temperature. An excluded example has
+      finite partial derivatives whatever it holds, so whoever sets its D to 0 sets its
+      gradients to 0 too.
     """
 
-    def pieces(p_logits, q_logits, temperature, class_mask, *weights):
-        log_p = log_softmax(p_logits, class_mask, temperature=temperature)
-        log_q = log_softmax(q_logits, class_mask, temperature=temperature)
-        return divergence(log_p, log_q, *weights)
-
     def rule(primals, tangents):
-        p_logits, q_logits, temperature, class_mask, *_ = primals
-        d_p, d_q, d_temperature, _, *d_weights = tangents
-        given = [not isinstance(d, SymbolicZero) for d in (d_p, d_q, *d_weights)]
-        if not isinstance(d_temperature, SymbolicZero):
-            given[:2] = True, True
-        value, *computed = _in_chunks(pieces, (True, *given), *primals)
-        partials = iter(computed)
-        d_p_logits, d_q_logits, *by_weight = (
-            next(partials) if is_given else None for is_given in given
-        )
+        p_logits, q_logits, temperature, class_mask, where, *_ = primals
+        d_p, d_q, d_temperature, _, _, *d_weights = tangents
+        varies = lambda d: not isinstance(d, SymbolicZero)
+        wanted = [varies(d) for d in (d_p, d_q, *d_weights)]
+        if varies(d_temperature):
+            wanted[:2] = True, True
+        value, by_p, by_q, *by_weights = _wanted(divergence, [True, *wanted], *primals)
         tangent = jnp.zeros_like(value)
-        for logits, partial, d_logits in (
-            (p_logits, d_p_logits, d_p),
-            (q_logits, d_q_logits, d_q),
-        ):
-            if partial is not None and not isinstance(d_logits, SymbolicZero):
-                tangent += jnp.sum(partial / temperature * d_logits, axis=-1)
-            if partial is not None and not isinstance(d_temperature, SymbolicZero):
+        used = without(where, p_logits, q_logits)
+        for logits, partial, d in zip(used, (by_p, by_q), (d_p, d_q), strict=True):
+            if varies(d):
+                tangent += jnp.sum(partial / temperature * d, axis=-1)
+            if varies(d_temperature):
                 u, _ = scaled(logits, class_mask, temperature)
                 tangent -= jnp.sum(partial * u, axis=-1) / temperature * d_temperature
-        for partial, d_weight in zip(by_weight, d_weights, strict=True):
-            if partial is not None:
-                tangent += partial * d_weight
+        for partial, d in zip(by_weights, d_weights, strict=True):
+            if varies(d):
+                tangent += partial * d
         return value, tangent
 
-    function = jax.custom_jvp(lambda *args: _in_chunks(pieces, (True,), *args)[0])
+    def value(*args):
+        return _wanted(divergence, [True], *args)[0]
+
+    function = jax.custom_jvp(value)
     function.defjvp(rule, symbolic_zeros=True)
     return function
 
 
-def _chunks(rows: int, classes: int) -> int:
-    """How many equal chunks keep each at `CHUNK` logits, or 1 if there are none."""
-    least = -(-rows * classes // CHUNK)
-    fitting = (n for n in range(least, min(rows, 8 * least) + 1) if rows % n == 0)
-    return next(fitting, 1)
+def _wanted(
+    divergence, wanted, p_logits, q_logits, temperature, class_mask, where, *weights
+):
+    """The wanted ones of what the divergence gives, and None for the others."""
 
+    def pieces(p_logits, q_logits, own_mask, where):
+        mask = class_mask if own_mask is None else own_mask
+        p_logits, q_logits = without(where, p_logits, q_logits)
+        log_p = log_softmax(p_logits, mask, temperature=temperature)
+        log_q = log_softmax(q_logits, mask, temperature=temperature)
+        out = divergence(log_p, log_q, *weights)
+        return [y if want else None for y, want in zip(out, wanted, strict=False)]
 
-def _in_chunks(pieces, wanted, p_logits, q_logits, temperature, class_mask, *weights):
-    """The wanted ones of `pieces`, for some examples at a time if there are many.
-
-    What is held on the way is then a chunk's size, whatever the compiler fuses. A chunk
-    takes its examples from all over the batch, so that a sharded batch stays sharded.
-    """
-    batch, classes = p_logits.shape[:-1], p_logits.shape[-1]
-    rows = math.prod(batch)
-    n = _chunks(rows, classes)
-
-    def chosen(p_logits, q_logits, class_mask):
-        out = pieces(p_logits, q_logits, temperature, class_mask, *weights)
-        return [piece for piece, want in zip(out, wanted, strict=False) if want]
-
-    if n == 1:
-        return chosen(p_logits, q_logits, class_mask)
-    arrays = [p_logits, q_logits]
+    own_mask = None
     if class_mask is not None and class_mask.ndim > 1:
-        arrays.append(jnp.broadcast_to(class_mask, p_logits.shape))
-    arrays = [x.reshape(rows // n, n, classes) for x in arrays]
-
-    def chunk(i):
-        p, q, *mask = (
-            jax.lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False) for x in arrays
-        )
-        return chosen(p, q, mask[0] if mask else class_mask)
-
-    def step(i, done):
-        update = jax.lax.dynamic_update_index_in_dim
-        return [update(x, y, i, 1) for x, y in zip(done, chunk(i), strict=True)]
-
-    empty = [
-        jnp.zeros((rows // n, n, *x.shape[1:]), x.dtype)
-        for x in jax.eval_shape(chunk, 0)
-    ]
-    done = jax.lax.fori_loop(0, n, step, empty)
-    return [x.reshape(*batch, *x.shape[2:]) for x in done]
+        own_mask = jnp.broadcast_to(class_mask, p_logits.shape)
+    return in_chunks(pieces, p_logits, q_logits, own_mask, where)
 
 
 def _kl(log_p, log_q):
@@ -159,9 +126,12 @@ def kl(
     q_logits: Array,
     temperature: ArrayLike = 1.0,
     class_mask: Array | None = None,
+    where: Array | None = None,
 ) -> Array:
     """KL(p, q) = sum_k p_k (log p_k - log q_k) at a temperature, without its square."""
-    return _kl_of_logits(p_logits, q_logits, temperature, class_mask)
+    return only(
+        where, _kl_of_logits(p_logits, q_logits, temperature, class_mask, where)
+    )
 
 
 def cross_entropy(
@@ -169,9 +139,13 @@ def cross_entropy(
     q_logits: Array,
     temperature: ArrayLike = 1.0,
     class_mask: Array | None = None,
+    where: Array | None = None,
 ) -> Array:
     """H(p, q) = -sum_k p_k log q_k, at a temperature, without its square."""
-    return _cross_entropy_of_logits(p_logits, q_logits, temperature, class_mask)
+    entropy = _cross_entropy_of_logits(
+        p_logits, q_logits, temperature, class_mask, where
+    )
+    return only(where, entropy)
 
 
 def jensen_shannon(
@@ -180,6 +154,10 @@ def jensen_shannon(
     beta: ArrayLike,
     temperature: ArrayLike = 1.0,
     class_mask: Array | None = None,
+    where: Array | None = None,
 ) -> Array:
     """With m = beta p + (1 - beta) q: beta KL(p, m) + (1 - beta) KL(q, m)."""
-    return _jensen_shannon_of_logits(p_logits, q_logits, temperature, class_mask, beta)
+    divergence = _jensen_shannon_of_logits(
+        p_logits, q_logits, temperature, class_mask, where, beta
+    )
+    return only(where, divergence)

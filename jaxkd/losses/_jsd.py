@@ -6,7 +6,6 @@ from jaxtyping import Array, Bool, Float
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import only, without
 
 
 @compiled(beta=_check.open_unit, temperature=_check.positive)
@@ -62,8 +61,6 @@ def jsd(
     _check.logits(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
-    student_logits, teacher_logits = without(where, student_logits, teacher_logits)
-    divergence = _divergence.jensen_shannon(
-        teacher_logits, student_logits, beta, temperature, class_mask
+    return _divergence.jensen_shannon(
+        teacher_logits, student_logits, beta, temperature, class_mask, where
     )
-    return only(where, divergence)

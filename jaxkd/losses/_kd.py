@@ -6,7 +6,6 @@ from jaxtyping import Array, Bool, Float
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import only, without
 
 
 @compiled(temperature=_check.positive)
@@ -58,6 +57,5 @@ def kd(
     _check.logits(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
-    student_logits, teacher_logits = without(where, student_logits, teacher_logits)
-    kl = _divergence.kl(teacher_logits, student_logits, temperature, class_mask)
-    return only(where, temperature**2 * kl)
+    kl = _divergence.kl(teacher_logits, student_logits, temperature, class_mask, where)
+    return kl * temperature**2

@@ -6,7 +6,6 @@ from jaxtyping import Array, Bool, Float
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import only, without
 
 
 @compiled(temperatures=_check.positives)
@@ -59,10 +58,9 @@ def mlkd_instance(
     _check.logits(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
-    student_logits, teacher_logits = without(where, student_logits, teacher_logits)
     losses = [
-        temperature**2
-        * _divergence.kl(teacher_logits, student_logits, temperature, class_mask)
+        _divergence.kl(teacher_logits, student_logits, temperature, class_mask, where)
+        * temperature**2
         for temperature in temperatures
     ]
-    return only(where, sum(losses[1:], losses[0]))
+    return sum(losses[1:], losses[0])

@@ -6,7 +6,6 @@ from jaxtyping import Array, Bool, Float
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import only, without
 
 
 @compiled(temperature=_check.positive)
@@ -62,8 +61,7 @@ def mutual(
     _check.rank(student_logits.ndim + 1, None, peer_logits=peer_logits)
     _check.same_shape(student_logits=student_logits, peer_logits=peer_logits[0])
     kls = [
-        _divergence.kl(peer, student, temperature, class_mask)
+        _divergence.kl(peer, student_logits, temperature, class_mask, where)
         for peer in peer_logits
-        for peer, student in [without(where, peer, student_logits)]
     ]
-    return only(where, temperature**2 * sum(kls[1:], kls[0]) / len(kls))
+    return sum(kls[1:], kls[0]) * temperature**2 / len(kls)

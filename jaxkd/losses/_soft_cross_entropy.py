@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import only, some, without
+from jaxkd.losses._math import some
 
 
 @compiled(temperature=_check.positive)
@@ -59,9 +59,8 @@ def soft_cross_entropy(
     _check.logits(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
-    student_logits, teacher_logits = without(where, student_logits, teacher_logits)
     entropy = _divergence.cross_entropy(
-        teacher_logits, student_logits, temperature, class_mask
+        teacher_logits, student_logits, temperature, class_mask, where
     )
     entropy = jnp.where(some(student_logits, class_mask), entropy, 0)
-    return only(where, temperature**2 * entropy)
+    return entropy * temperature**2
