@@ -1,6 +1,7 @@
 """What the experiments on a teacher and its student share: data, training, the plan."""
 
 import pathlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -112,9 +113,8 @@ class Trainer(NamedTuple):
             name=name,
         )
         params, state = run.state.params["student"], run.state.state["student"]
-        checkpoint.save(
-            self.directory / name.replace(" ", "_"), {"params": params, "state": state}
-        )
+        folder = self.directory / re.sub("[^a-z0-9]+", "_", name)
+        checkpoint.save(folder, {"params": params, "state": state})
         if run.interrupted:
             raise SystemExit(
                 f"interrupted after epoch {len(run.history)} of {name}; what was "

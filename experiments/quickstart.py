@@ -72,9 +72,9 @@ def main(config: Config) -> dict[str, float]:
         regime = f"{n:,} images"
         epochs = -(-config.student_steps * config.batch_size // n)
         budget: dict[str, Any] = {"seeds": config.seeds, "epochs": epochs}
-        alone = trainer(f"alone, {regime}", student, task, **budget)
+        alone = trainer(f"alone, {n} images", student, task, **budget)
         distilled = trainer(
-            f"distilled, {regime}",
+            f"distilled, {n} images",
             student,
             pair.with_cached_teacher(task, teacher, variables),
             spec=spec,
