@@ -5,9 +5,13 @@ under its name and its gradients under `NAME/dINPUT`. `JAXKD_GOLDENS` names anot
 of the same form, with other inputs and another number of examples.
 """
 
+import functools
 import json
 import os
 import pathlib
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -169,13 +173,21 @@ NOT_OFFERED = {
 }
 
 
+@functools.cache
+def graded(key):
+    """The compiled value of a loss and its gradients for some of the inputs."""
+    loss = lambda moved, inputs: OFFERED[key]({**inputs, **moved})
+    # Compiling is nearly all that these tests do; test_battery.py optimises more.
+    fast = {"xla_backend_optimization_level": 0}
+    return jax.jit(jax.value_and_grad(loss), compiler_options=fast)
+
+
 def assert_reproduces(goldens, key, inputs):
     """The value and every gradient of one reference."""
     gradients = [n for n in goldens if n.startswith(f"{key}/d")]
     assert gradients, f"{key} comes without a gradient"
     names = [n.removeprefix(f"{key}/d") for n in gradients]
-    value_and_grad = jax.value_and_grad(lambda moved: OFFERED[key]({**inputs, **moved}))
-    value, got = value_and_grad({n: jnp.asarray(inputs[n]) for n in names})
+    value, got = graded(key)({n: inputs[n] for n in names}, inputs)
     np.testing.assert_allclose(value, goldens[key], rtol=RTOL)
     for name in names:
         want = goldens[f"{key}/d{name}"]
@@ -217,20 +229,56 @@ def test_every_reference_names_its_source():
         }
 
 
+def permuted():
+    """All of the file with its examples in another order."""
+    order = np.random.default_rng(0).permutation(len(INPUTS["zs"]))
+    inputs = {f"in/{name}": array for name, array in of_examples(order).items()}
+    references = {
+        name: array[order] if "/" in name else array
+        for name, array in GOLDENS.items()
+        if not name.startswith("in/")
+    }
+    return {**inputs, **references}
+
+
 @pytest.mark.parametrize("key", sorted(OFFERED))
 @pytest.mark.usefixtures("x64")
 def test_nothing_depends_on_the_order_of_examples(key):
-    order = np.random.default_rng(0).permutation(len(INPUTS["zs"]))
-    moved = {
-        name: array[order] if name.startswith(f"{key}/d") else array
-        for name, array in GOLDENS.items()
-    }
-    assert_reproduces(moved, key, of_examples(order))
+    moved = permuted()
+    assert_reproduces(moved, key, {name: moved[f"in/{name}"] for name in INPUTS})
 
 
 @pytest.mark.parametrize("key", sorted(OFFERED))
 @pytest.mark.usefixtures("x64")
 def test_takes_another_number_of_examples(key):
-    inputs = of_examples(slice(1, None))
-    assert np.isfinite(OFFERED[key](inputs))
-    assert OFFERED[key](inputs) != OFFERED[key](INPUTS)
+    value, _ = graded(key)({}, of_examples(slice(1, None)))
+    assert np.isfinite(value)
+    assert not np.isclose(value, GOLDENS[key], rtol=1e-6, atol=0)
+
+
+def test_another_file_is_read(tmp_path):
+    right, wrong, unknown = "trl_gjsd_b0.5", "td_at_code", "nobody's"
+    mine = {
+        name: array
+        for name, array in permuted().items()
+        if name.split("/")[0] in ("in", right, wrong)
+    }
+    mine[wrong] = mine[wrong] * (1 + 1e-6)
+    file = tmp_path / "mine.npz"
+    np.savez(file, **mine, **{unknown: np.zeros(())})
+    test = f"{__file__}::test_reproduces_the_reference"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", test, "-rA", "-p", "no:cacheprovider"],
+        env={**os.environ, "JAXKD_GOLDENS": str(file)},
+        cwd=HERE.parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    outcomes = re.findall(r"^(PASSED|FAILED) \S+\[(.+?)\]", done.stdout, re.MULTILINE)
+    assert sorted(outcomes) == [
+        ("FAILED", unknown),
+        ("FAILED", wrong),
+        ("PASSED", right),
+    ], done.stdout
+    assert f"{unknown} is neither called nor said to be left out" in done.stdout
