@@ -115,7 +115,9 @@ def main(config: Config) -> list[dict[str, Any]]:
         blocks: dict[str, step_speed.Block] = {"torch": torch_block(experiment, theirs)}
         for teacher in ours:
             blocks[teacher] = step_speed.block(experiment, teacher, "scan")
-        seconds = step_speed.alternate(blocks, config.repeats)
+        # PyTorch's threads spin for 0.2 s after their last operation: let them rest,
+        # or they take the cores from whatever is measured next.
+        seconds = step_speed.alternate(blocks, config.repeats, pause=0.4)
         for teacher in ours:
             ratios = np.divide(seconds["torch"], seconds[teacher])
             ms = {k: 1e3 * np.median(v) / case["steps"] for k, v in seconds.items()}

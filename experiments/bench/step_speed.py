@@ -34,7 +34,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "teacher": lambda: mlp(**MLPS["teacher"]),
         "shape": (28, 28, 1),
         "batch_size": 64,
-        "steps": 200,
+        "steps": 937,
         "kd": (5.0, 0.1, 0.9),
         "teachers": ("live", "cached", "none"),
     },
@@ -134,13 +134,16 @@ def block(experiment: str, teacher: str, mode: str, steps: int | None = None) ->
     return looped
 
 
-def alternate(blocks: dict[Any, Block], repeats: int) -> dict[Any, list[float]]:
+def alternate(
+    blocks: dict[Any, Block], repeats: int, *, pause: float = 0.0
+) -> dict[Any, list[float]]:
     """Seconds of each block, run in turn so that a noisy machine hurts all alike."""
     for each in blocks.values():
         each()  # compiles
     seconds: dict[Any, list[float]] = {name: [] for name in blocks}
     for _ in range(repeats):
         for name, each in blocks.items():
+            time.sleep(pause)
             begin = time.perf_counter()
             each()
             seconds[name].append(time.perf_counter() - begin)
