@@ -65,7 +65,7 @@ class Config:
     """What to measure."""
 
     losses: tuple[str, ...] = ()
-    repeats: int = 15
+    repeats: int = 5
 
 
 def draw(loss: Callable[..., Any]) -> list[np.ndarray]:
@@ -84,11 +84,14 @@ def draw(loss: Callable[..., Any]) -> list[np.ndarray]:
     return arrays
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """The time of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def seconds(run: Callable[[], Any], calls: int = 5) -> float:
+    """The median time of a few calls in a row."""
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
 
 
 def in_jax(loss: Callable[..., Any], arrays: list[np.ndarray]) -> tuple[Any, Any, int]:
@@ -121,9 +124,13 @@ def in_torch(mean: Callable[..., Any], arrays: list[np.ndarray]) -> tuple[Any, A
 def in_turns(ours: Any, theirs: Any, repeats: int) -> tuple[Any, Any, Any]:
     """Median milliseconds of both and the median of the paired ratios."""
     pairs = []
-    for _ in range(repeats + 2):
+    for _ in range(repeats + 1):
+        if theirs:
+            # PyTorch's threads spin for 0.2 s after their last operation: let them
+            # rest, or they take the cores from what is measured next.
+            time.sleep(0.3)
         pairs.append((seconds(ours), seconds(theirs) if theirs else np.nan))
-    mine, others = 1e3 * np.array(pairs[2:]).T  # the first two warm up
+    mine, others = 1e3 * np.array(pairs[1:]).T  # the first warms up
     rounded = lambda x, digits: round(float(np.median(x)), digits)
     if theirs is None:
         return rounded(mine, 3), None, None
