@@ -130,7 +130,6 @@ def _range(
 
 positive = _range("finite and > 0", lambda v: v > 0)
 not_negative = _range("finite and >= 0", lambda v: v >= 0)
-finite = _range("finite", np.isfinite)
 open_unit = _range("in the open interval (0, 1)", lambda v: (v > 0) & (v < 1))
 positives = _range("finite and > 0", lambda v: v > 0, axes=1)
 closed_unit = _range("in [0, 1]", lambda v: (v >= 0) & (v <= 1))

@@ -217,6 +217,7 @@ def cached(variables: None, batch: Batch) -> Outputs:
 
 def nobody(variables: None, batch: Batch) -> Outputs:
     """No teacher: for a network trained on its labels alone; its variables are None."""
+    # A term that asks for these logits is refused at `init`, by `_comparable`.
     return Outputs(None, {})  # type: ignore[arg-type]
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from jaxkd.data import classes, dataset
 
 NAME = "digits"
-SPLITS = ("train", "test")
 TEST_SIZE = 500
 TEST_SEED = 1998
 
