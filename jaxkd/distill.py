@@ -163,35 +163,63 @@ def on_taps(
       student: the student's tap.
       teacher: the teacher's tap.
       adapter: from the shape of the teacher's tap, the linen module that carries the
-        student's features there; trained with the student, left behind afterwards.
+        student's features there, e.g. `terms.adapters.Adapter`; trained with the
+        student, left behind afterwards. Its batch statistics are the term's state.
       **knobs: passed to `loss`.
 
     Raises:
       KeyError: at `init`, if a network has no such tap; lists those it has.
+      ValueError: at `init`, if the two taps do not fit; lists the shapes of all taps.
     """
-
-    def there(s: Outputs, t: Outputs) -> None:
-        s.tap(student)
-        t.tap(teacher)
-
     if adapter is None:
-        return _stateless(
-            there,
-            lambda s, t, batch: loss(s.tap(student), t.tap(teacher), **knobs),
+        return fitting(
+            _stateless(
+                lambda s, t: None,
+                lambda s, t, batch: loss(s.tap(student), t.tap(teacher), **knobs),
+            )
         )
 
     def init(key: Array, s: Outputs, t: Outputs, batch: Batch) -> tuple[Params, State]:
         module = adapter(t.tap(teacher).shape)
-        return module.init(key, s.tap(student))["params"], {}
+        variables = dict(module.init(key, s.tap(student)))
+        return variables.pop("params", {}), variables
 
     def apply(
         params: Params, state: State, s: Outputs, t: Outputs, batch: Batch
     ) -> tuple[Array, State]:
         module = adapter(t.tap(teacher).shape)
-        features = module.apply({"params": params}, s.tap(student))
-        return loss(features, t.tap(teacher), **knobs), state
+        features, changed = module.apply(
+            {"params": params, **state}, s.tap(student), mutable=list(state)
+        )
+        return loss(features, t.tap(teacher), **knobs), {**state, **changed}
 
-    return Term(init, apply)
+    return fitting(Term(init, apply))
+
+
+def fitting(term: Term) -> Term:
+    """The same term, whose `init` refuses networks that do not fit it.
+
+    Raises:
+      ValueError: at `init`, where the term's own `init` or `apply` raises one: what it
+        says, and the shapes of all taps.
+    """
+
+    def init(key: Array, s: Outputs, t: Outputs, batch: Batch) -> tuple[Params, State]:
+        try:
+            params, state = term.init(key, s, t, batch)
+            jax.eval_shape(term.apply, params, state, s, t, batch)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; the student's taps are {_shapes(s)}, the teacher's "
+                f"{_shapes(t)}"
+            ) from error
+        return params, state
+
+    return Term(init, term.apply)
+
+
+def _shapes(outputs: Outputs) -> str:
+    return ", ".join(f"{name} {tap.shape}" for name, tap in outputs.taps.items())
 
 
 def frozen(net: Net) -> Teacher:
