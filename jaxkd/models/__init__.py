@@ -2,21 +2,63 @@
 
 from jaxkd.models.cnn import CNNS, Cnn, cnn
 from jaxkd.models.convolution import conv_general_dilated, plain_convolutions
+from jaxkd.models.imagenet_resnet import (
+    IMAGENET_RESNETS,
+    ImagenetResNet,
+    imagenet_resnet,
+)
 from jaxkd.models.mlp import MLPS, Mlp, mlp
+from jaxkd.models.mobilenet_v1 import MOBILENETS_V1, MobileNetV1, mobilenet_v1
+from jaxkd.models.mobilenet_v2 import MOBILENETS_V2, MobileNetV2, mobilenet_v2
 from jaxkd.models.net import Net, from_foreign, from_linen
 from jaxkd.models.pooling import max_pool
+from jaxkd.models.resnet import RESNETS, ResNet, resnet
+from jaxkd.models.shufflenet_v1 import SHUFFLENETS_V1, ShuffleNetV1, shufflenet_v1
+from jaxkd.models.shufflenet_v2 import SHUFFLENETS_V2, ShuffleNetV2, shufflenet_v2
+from jaxkd.models.vgg import VGGS, Vgg, vgg
+from jaxkd.models.vit import VITS, ViT, vit
+from jaxkd.models.wrn import WRNS, WideResNet, wrn
+from jaxkd.models.zoo import ZOO
 
 __all__ = [
     "CNNS",
+    "IMAGENET_RESNETS",
     "MLPS",
+    "MOBILENETS_V1",
+    "MOBILENETS_V2",
+    "RESNETS",
+    "SHUFFLENETS_V1",
+    "SHUFFLENETS_V2",
+    "VGGS",
+    "VITS",
+    "WRNS",
+    "ZOO",
     "Cnn",
+    "ImagenetResNet",
     "Mlp",
+    "MobileNetV1",
+    "MobileNetV2",
     "Net",
+    "ResNet",
+    "ShuffleNetV1",
+    "ShuffleNetV2",
+    "Vgg",
+    "ViT",
+    "WideResNet",
     "cnn",
     "conv_general_dilated",
     "from_foreign",
     "from_linen",
+    "imagenet_resnet",
     "max_pool",
     "mlp",
+    "mobilenet_v1",
+    "mobilenet_v2",
     "plain_convolutions",
+    "resnet",
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "vgg",
+    "vit",
+    "wrn",
 ]
