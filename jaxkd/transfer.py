@@ -1,0 +1,461 @@
+"""Weights that change networks: copying them, freezing them, moving them slowly.
+
+Fine-tuning starts a network from another one's weights, with a head of its own:
+
+    fresh = student.init(key, images)
+    variables, report = transfer.copy(source, fresh, exclude="head/*")
+    print(report)  # what was copied, and what was not
+
+Fine-tuning and distilling at once is a Distiller whose student starts there:
+
+    state = distiller.init(key, teacher_variables, batch)
+    state = transfer.warm_start(state, variables, tx)
+
+Which leaves move, and how fast, is the optimiser's business: `freeze`, `train_only` and
+`layer_wise` make one from path patterns (see `jaxkd._tree`) over the parameters of a
+TrainState, whose paths begin with "student/" or "terms/". What BatchNorm does with the
+new images' statistics is the network's: `frozen_statistics`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from jaxkd import _check, _tree
+from jaxkd.distill import TrainState
+from jaxkd.models.net import Net
+from jaxkd.types import Params, State
+
+Variables = tuple[Params, State]  # what Net.init returns
+Patterns = str | Iterable[str]
+Rename = Mapping[str, str] | Callable[[str], str]
+Rate = float | Callable[[Any], Any]  # a number, or an optax schedule
+Shape = tuple[int, ...]
+
+
+class Report(NamedTuple):
+    """What became of every leaf of a source and a target, by the target's paths.
+
+    Each leaf of the two networks is named once. A leaf of the state has the path of its
+    collection, e.g. "batch_stats/BatchNorm_0/mean".
+
+    Attributes:
+      copied: in both, with one shape.
+      excluded: kept out by a pattern, whichever network has it.
+      missing: only in the target, which keeps its own.
+      mismatched: `(path, the source's shape, the target's)`; the target keeps its own.
+      unused: only in the source, by the source's own path.
+    """
+
+    copied: tuple[str, ...]
+    excluded: tuple[str, ...]
+    missing: tuple[str, ...]
+    mismatched: tuple[tuple[str, Shape, Shape], ...]
+    unused: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was copied that no pattern excluded."""
+        return not (self.missing or self.mismatched or self.unused)
+
+    def rows(self) -> list[dict[str, str]]:
+        """One row for each leaf, for `jaxkd.report.markdown` or `show`."""
+        found = [
+            {"leaf": path, "fate": fate, "shapes": ""}
+            for fate in ("copied", "excluded", "missing", "unused")
+            for path in getattr(self, fate)
+        ]
+        return found + [
+            {"leaf": path, "fate": "mismatched", "shapes": f"{source} to {target}"}
+            for path, source, target in self.mismatched
+        ]
+
+    def __str__(self) -> str:
+        """One Markdown item for each fate that befell a leaf."""
+        by_fate: dict[str, list[str]] = {}
+        for row in self.rows():
+            leaf = f"{row['leaf']} {row['shapes']}".strip()
+            by_fate.setdefault(row["fate"], []).append(leaf)
+        return "\n".join(
+            f"* {fate} {len(leaves)}: {', '.join(leaves)}"
+            for fate, leaves in by_fate.items()
+        )
+
+
+def match(
+    source: Variables,
+    target: Variables,
+    *,
+    rename: Rename = {},  # noqa: B006 (never changed)
+    exclude: Patterns = (),
+) -> Report:
+    """What `copy` would do; arrays are not touched, ShapeDtypeStructs will do.
+
+    Args:
+      source: `(params, state)`, as `Net.init` returns them.
+      target: likewise.
+      rename: from the source's paths to the target's: a function of a path, or a dict
+        from a path, or the beginning of one up to a "/", to what takes its place.
+      exclude: patterns of the target's paths that are not to be copied, e.g. "head/*".
+
+    Raises:
+      ValueError: if a pattern of `exclude` or a path of `rename` fits nothing, with the
+        nearest paths there are; if two leaves get one name.
+    """
+    theirs, own = _renamed(_leaves(source), rename), _leaves(target)
+    every = {**theirs, **own}
+    if not isinstance(exclude, str):
+        exclude = tuple(exclude)
+    _tree.mask(dict.fromkeys(every, 0), exclude)  # refuses a pattern that fits nothing
+    copied, excluded, missing, mismatched, unused = [], [], [], [], []
+    for path in every:
+        if _tree.matches(path, exclude):
+            excluded.append(path)
+        elif path not in theirs:
+            missing.append(path)
+        elif path not in own:
+            unused.append(theirs[path][0])
+        elif theirs[path][1].shape != own[path].shape:
+            mismatched.append((path, theirs[path][1].shape, own[path].shape))
+        else:
+            copied.append(path)
+    return Report(
+        tuple(copied), tuple(excluded), tuple(missing), tuple(mismatched), tuple(unused)
+    )
+
+
+def copy(
+    source: Variables,
+    target: Variables,
+    *,
+    rename: Rename = {},  # noqa: B006 (never changed)
+    strict: bool = False,
+    exclude: Patterns = (),
+) -> tuple[Variables, Report]:
+    """Copies the leaves that two networks share by path and shape.
+
+    Parameters and state (BatchNorm's running statistics) go together. A leaf of another
+    shape is never copied, cut or broadcast; the target keeps its own, and the report
+    says so. A head for other classes is `exclude="head/*"`: it keeps the target's fresh
+    weights, also where the shapes happen to agree. Floating-point leaves are cast to
+    the target's type; between other types nothing is converted.
+
+    The result shares no buffer with either network, so that training, which donates its
+    state, leaves both alive. Pure: for several seeds, `jax.vmap` over the target.
+
+    Args:
+      source: `(params, state)`, as `Net.init` returns them.
+      target: likewise; its structure and its types are the result's.
+      rename: see `match`.
+      strict: whether to refuse anything short of a complete copy.
+      exclude: see `match`.
+
+    Returns:
+      The target's variables with the copied leaves in their places, and the report.
+
+    Raises:
+      ValueError: as `match` does; if `strict` and a leaf that is not excluded could not
+        be copied, with the report; if a pair of leaves differs in type, not both
+        floating-point.
+
+    Example:
+      >>> from jaxkd.models import mlp
+      >>> nets = mlp([3], classes=10), mlp([3], classes=2)
+      >>> old, new = (net.init(jax.random.key(0), jnp.ones((1, 4))) for net in nets)
+      >>> variables, report = copy(old, new, exclude="head/*")
+      >>> print(report)
+      * copied 2: hidden1/bias, hidden1/kernel
+      * excluded 2: head/bias, head/kernel
+    """
+    report = match(source, target, rename=rename, exclude=exclude)
+    if strict and not report.complete:
+        raise ValueError(f"the copy is not complete:\n{report}")
+    theirs = _renamed(_leaves(source), rename)
+    chosen = {path: theirs[path][1] for path in report.copied}
+
+    def leaf(path: str, own: Array) -> Array:
+        new = chosen.get(path, own)
+        both = jnp.issubdtype(new.dtype, jnp.floating) and jnp.issubdtype(
+            own.dtype, jnp.floating
+        )
+        if new.dtype != own.dtype and not both:
+            raise ValueError(
+                f"{path} must have the target's type {own.dtype}, got {new.dtype}"
+            )
+        return jnp.array(new, own.dtype)  # always a copy: see the docstring
+
+    params, state = (_tree.map_with_path(leaf, tree) for tree in target)
+    return (params, state), report
+
+
+def _leaves(variables: Variables) -> dict[str, Any]:
+    """The leaves of parameters and state together, by path."""
+    params, state = map(_tree.flatten, variables)
+    if both := sorted(set(params) & set(state)):
+        raise ValueError(f"params and state must not share paths, got {both} in both")
+    return {**params, **state}
+
+
+def _renamed(leaves: dict[str, Any], rename: Rename) -> dict[str, tuple[str, Any]]:
+    """By the new name, the old one and the leaf."""
+    if isinstance(rename, Mapping):
+        rename = _prefixes(rename, list(leaves))
+    found: dict[str, tuple[str, Any]] = {}
+    for path, leaf in leaves.items():
+        new = rename(path)
+        if new in found:
+            raise ValueError(
+                f"rename makes {new!r} of both {found[new][0]!r} and {path!r}"
+            )
+        found[new] = (path, leaf)
+    return found
+
+
+def _prefixes(names: Mapping[str, str], paths: Sequence[str]) -> Callable[[str], str]:
+    """Renames the longest beginning of a path, in whole components, that has a name."""
+    for old in names:
+        if not any(f"{path}/".startswith(f"{old}/") for path in paths):
+            raise ValueError(f"rename names {old!r}, but the source has only {paths}")
+
+    def rename(path: str) -> str:
+        fitting = [old for old in names if f"{path}/".startswith(f"{old}/")]
+        if not fitting:
+            return path
+        old = max(fitting, key=len)
+        return names[old] + path.removeprefix(old)
+
+    return rename
+
+
+def warm_start(
+    state: TrainState, variables: Variables, tx: optax.GradientTransformation
+) -> TrainState:
+    """The same start with other weights in the student; the optimiser starts anew.
+
+    For several seeds (states stacked by `vmap`), variables without the axis of seeds go
+    to all of them.
+
+    Args:
+      state: from `Distiller.init`; its step, key and terms stay.
+      variables: of the student, e.g. from `copy`; copied, never aliased.
+      tx: the distiller's optimiser, whose state may depend on the parameters.
+
+    Raises:
+      ValueError: if paths, shapes or types are not the student's.
+    """
+    own = (state.params["student"], state.state["student"])
+    seeds = state.key.shape
+    theirs, known = _leaves(variables), _leaves(own)
+    if odd := sorted(set(theirs) ^ set(known)):
+        raise ValueError(f"variables must have the student's paths; not in both: {odd}")
+
+    def leaf(path: str, old: Array) -> Array:
+        new = theirs[path]
+        if new.dtype != old.dtype or new.shape not in (
+            old.shape,
+            old.shape[len(seeds) :],
+        ):
+            raise ValueError(
+                f"{path} must be {old.dtype} {old.shape}, got {new.dtype} {new.shape}"
+            )
+        if new.shape != old.shape:
+            new = jnp.broadcast_to(new[None], old.shape)
+        return jnp.array(new)
+
+    student, statistics = (_tree.map_with_path(leaf, tree) for tree in own)
+    params = {**state.params, "student": student}
+    return state._replace(
+        params=params,
+        state={**state.state, "student": statistics},
+        opt_state=(jax.vmap(tx.init) if seeds else tx.init)(params),
+    )
+
+
+def freeze(
+    tx: optax.GradientTransformation, patterns: Patterns
+) -> optax.GradientTransformation:
+    """The optimiser that leaves alone what fits the patterns, and moves the rest.
+
+    A frozen leaf keeps its bits: no gradient, weight decay or momentum reaches it. It
+    has no optimiser state, and does not count in a global norm inside `tx`. (Its
+    gradient is still computed where a metric such as "norm/grad" asks for it.)
+
+    Args:
+      tx: any optimiser.
+      patterns: over the parameters' paths; of a TrainState e.g. "student/stage*".
+
+    Raises:
+      ValueError: at `init`, if a pattern fits no parameter, with the nearest paths.
+    """
+    return _part(tx, patterns, frozen_if=True)
+
+
+def train_only(
+    tx: optax.GradientTransformation, patterns: Patterns
+) -> optax.GradientTransformation:
+    """The opposite of `freeze`: only what fits the patterns moves.
+
+    The terms' own parameters (adapters) are among the rest: name "terms/*" as well if
+    there are any.
+    """
+    return _part(tx, patterns, frozen_if=False)
+
+
+def _part(
+    tx: optax.GradientTransformation, patterns: Patterns, *, frozen_if: bool
+) -> optax.GradientTransformation:
+    if not isinstance(patterns, str):
+        patterns = tuple(patterns)
+
+    def labels(params: Params) -> Any:
+        fits = _tree.mask(params, patterns)
+        return jax.tree.map(lambda f: "frozen" if f == frozen_if else "moving", fits)
+
+    return optax.partition({"moving": tx, "frozen": _still()}, labels)
+
+
+def _still() -> optax.GradientTransformation:
+    """Updates of minus zero: x + -0.0 has the bits of x, x + 0.0 has not for -0.0."""
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates)
+    )
+
+
+def layer_wise(
+    tx_for: Callable[[Any], optax.GradientTransformation],
+    rates: Mapping[str, Rate],
+    *,
+    default: Rate,
+) -> optax.GradientTransformation:
+    """An optimiser for each group of layers, with its own learning rate.
+
+    Each group has a state of its own; what looks at all parameters at once, such as
+    clipping by the global norm, belongs outside: `optax.chain(clip, layer_wise(...))`.
+
+    Args:
+      tx_for: from a learning rate to the optimiser, e.g. `optax.adam`.
+      rates: learning rates, or schedules of the step, by pattern. Where patterns
+        overlap, the first in the dict wins.
+      default: the rate of what no pattern fits.
+
+    Raises:
+      ValueError: at `init`, if a pattern fits no parameter, with the nearest paths, or
+        none that an earlier pattern has not taken.
+
+    Example:
+      >>> tx = layer_wise(optax.sgd, {"head/*": 0.1}, default=0.01)
+      >>> params = {"head": {"bias": jnp.zeros(())}, "stem": jnp.zeros(())}
+      >>> updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params))
+      >>> {path: round(float(u), 4) for path, u in _tree.flatten(updates).items()}
+      {'head/bias': -0.1, 'stem': -0.01}
+    """
+    group = {pattern: f"group{i}" for i, pattern in enumerate(rates)}
+
+    def first(path: str, _: Any) -> str:
+        return next((group[p] for p in group if _tree.matches(path, p)), "rest")
+
+    def labels(params: Params) -> Any:
+        _tree.mask(params, group)  # refuses a pattern that fits nothing
+        found = _tree.map_with_path(first, params)
+        for pattern in group:
+            if group[pattern] not in jax.tree.leaves(found):
+                raise ValueError(
+                    f"the pattern {pattern!r} fits only parameters that an earlier one "
+                    f"of {list(group)} has taken"
+                )
+        return found
+
+    transforms = {group[pattern]: tx_for(rate) for pattern, rate in rates.items()}
+    return optax.partition({**transforms, "rest": tx_for(default)}, labels)
+
+
+def by_depth(rate: Rate, layers: Sequence[str], *, decay: float) -> dict[str, Rate]:
+    """Learning rates that fall with the distance from the output, for `layer_wise`.
+
+    The last layer has `rate`, the one before it `decay * rate`, and so on.
+
+    Args:
+      rate: of the last layer; a number or a schedule of the step.
+      layers: patterns, from the input to the output.
+      decay: > 0; Howard and Ruder take 1 / 2.6.
+
+    Example:
+      >>> by_depth(0.8, ["stem/*", "body/*", "head/*"], decay=0.5)
+      {'stem/*': 0.2, 'body/*': 0.4, 'head/*': 0.8}
+
+    References:
+      Howard, Ruder. `Universal Language Model Fine-tuning for Text Classification
+      <https://arxiv.org/abs/1801.06146>`_, 2018. Section 3.2, discriminative
+      fine-tuning.
+    """
+    _check.positive("decay", decay)
+
+    def scaled(factor: float) -> Rate:
+        return (lambda step: factor * rate(step)) if callable(rate) else factor * rate
+
+    top = len(layers) - 1
+    return {layer: scaled(decay ** (top - i)) for i, layer in enumerate(layers)}
+
+
+def frozen_statistics(net: Net, patterns: Patterns = "*") -> Net:
+    """The network whose BatchNorms use their stored statistics also in training.
+
+    Those statistics then never change, so that few new images cannot spoil what many
+    old ones measured; dropout and all else train as before. BatchNorm's scale and bias
+    are parameters: `freeze` them where they should stay too.
+
+    Args:
+      net: from `models.from_linen` or `from_foreign`, or a model made with them.
+      patterns: of the BatchNorms' paths, e.g. "stage1*"; all by default.
+
+    Returns:
+      A network with the same `init`; its `apply` raises a ValueError, when traced, if a
+      pattern fits no BatchNorm.
+    """
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+    def apply(params: Params, state: State, x: Array, *, train: bool, key=None):
+        called: set[str] = set()
+
+        def stored(next_call, args, kwargs, context):
+            module = context.module
+            if (
+                not isinstance(module, nn.BatchNorm)
+                or context.method_name != "__call__"
+            ):
+                return next_call(*args, **kwargs)
+            path = "/".join(module.path)
+            called.add(path)
+            if not _tree.matches(path, patterns):
+                return next_call(*args, **kwargs)
+            return _on_stored(module, next_call, args, kwargs)
+
+        with nn.intercept_methods(stored):
+            out = net.apply(params, state, x, train=train, key=key)
+        for pattern in patterns:
+            if not any(_tree.matches(path, pattern) for path in called):
+                raise ValueError(
+                    f"the pattern {pattern!r} fits no BatchNorm; there are "
+                    f"{sorted(called)}"
+                )
+        return out
+
+    return Net(net.init, apply)
+
+
+def _on_stored(module: nn.BatchNorm, call: Callable, args: tuple, kwargs: dict) -> Any:
+    """One call of a BatchNorm with stored statistics, however it was told otherwise."""
+    x = args[0] if args else kwargs["x"]
+    mask = kwargs.get("mask")
+    told = module.use_running_average
+    # linen refuses the flag as attribute and argument at once, and freezes attributes.
+    object.__setattr__(module, "use_running_average", None)
+    try:
+        return call(x, use_running_average=True, mask=mask)
+    finally:
+        object.__setattr__(module, "use_running_average", told)
