@@ -49,16 +49,17 @@ def make_epoch(distiller: Distiller, *, view: View, batch_size: int) -> Epoch:
 
     Raises:
       ValueError: when traced, if the batch is larger than the data, or if the view is
-        random while the teacher's logits are cached.
+        random while a teacher's stored outputs ("teacher...") lie beside the images.
     """
 
     def epoch(
         state: TrainState, teacher_variables: Any, resident: Batch, key: Array
     ) -> tuple[TrainState, Metrics]:
-        if "teacher" in resident and view.random:
+        if view.random and any(name.startswith("teacher") for name in resident):
             raise ValueError(
-                "the view is random, but the teacher's logits were cached on other "
-                "images; use the live teacher, or a view without augmentation"
+                "the view is random, but the teacher's outputs were stored for other "
+                "images; use the live teacher, a view without augmentation, or one "
+                "that can be replayed (schemes.offline)"
             )
         order_key, view_key = jax.random.split(key)
         order = data.epoch(order_key, len(resident["image"]), batch_size)

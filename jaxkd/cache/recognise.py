@@ -1,0 +1,92 @@
+"""Whose scores these are: which teacher's variables, which view, which network."""
+
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxkd.cache import keep, replay
+from jaxkd.cache.store import Arrays
+from jaxkd.data import Dataset
+from jaxkd.data.augment import View
+from jaxkd.data.dataset import take
+
+PROBED = 32  # examples by which a view and a network are recognised
+
+
+def fingerprint(variables: Any) -> str:
+    """SHA-256 over the paths, types, shapes and values of a tree of arrays."""
+    digest = hashlib.sha256()
+    for key, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        value = np.asarray(leaf)
+        head = f"{jax.tree_util.keystr(key)} {value.dtype} {value.shape}\n"
+        digest.update(head.encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def first(dataset: Dataset) -> Dataset:
+    """The examples that are tried."""
+    return take(dataset, np.arange(min(PROBED, len(dataset.index))), dataset.split)
+
+
+def probe(view: View, dataset: Dataset) -> Arrays:
+    """A few examples and what the view makes of them, to be stored with the scores.
+
+    A view is a function and has no name to compare; its images have.
+    """
+    few = first(dataset)
+    arrays = {
+        "probe_image": few.images,
+        "probe_label": few.labels,
+        "probe_index": few.index,
+    }
+    return {**arrays, "probe_seen": seen(view, arrays)}
+
+
+def seen(view: View, probe: Arrays) -> np.ndarray:
+    """The probe's images under the first and the last view."""
+    _, views = replay.settings(view)
+    batch = {name: probe[f"probe_{name}"] for name in ("image", "label", "index")}
+    show = jax.jit(lambda batch: view(jax.random.key(0), batch)["image"])
+    column = np.zeros(len(batch["index"]), np.int32)
+    shown = [show({**batch, "view": column + v}) for v in sorted({0, views - 1})]
+    return np.stack([np.asarray(images, np.float32) for images in shown])
+
+
+def same_view(
+    path: pathlib.Path, view: View, manifest: dict[str, Any], probe: Arrays
+) -> None:
+    """By what it makes of images that were stored with what it made of them."""
+    seed, views = replay.settings(view)
+    if (manifest["seed"], manifest["views"]) != (seed, views):
+        raise ValueError(
+            f"{path} was scored under another view: {manifest['views']} of each "
+            f"example with seed {manifest['seed']}, here {views} with seed {seed}; "
+            "train under the view that was scored, or score this one elsewhere"
+        )
+    stored, now = probe["probe_seen"], seen(view, probe)
+    # Not exact: another device or version rounds otherwise.
+    if stored.shape != now.shape or not np.allclose(stored, now, 1e-4, 1e-4):
+        raise ValueError(
+            f"{path} was scored under another view: it shows the stored examples "
+            "otherwise; train under the view that was scored, or score this one "
+            "elsewhere"
+        )
+
+
+def same_network(
+    path: pathlib.Path, kept: keep.Kept, fields: Arrays, logits: np.ndarray
+) -> None:
+    """The fields begin with what is kept of these logits.
+
+    Variables do not tell a ReLU from a tanh; a few examples do.
+    """
+    few = {name: array[: len(logits)] for name, array in fields.items()}
+    if not keep.agrees(kept, few, logits):
+        raise ValueError(
+            f"{path} was scored by another network with the same variables: its first "
+            "scores differ from the teacher's; score with this one under another path"
+        )

@@ -1,0 +1,291 @@
+"""Named arrays on disk that are there whole or not at all, filled chunk by chunk.
+
+While it is being filled, `path.partial/` holds the plan and a file for each finished
+chunk; afterwards `path/` holds `manifest.json` and one `NAME.npy` for each array.
+
+Every file is written under another name, flushed to the disk and renamed, and the
+folder takes its own name last. A process killed at any moment therefore leaves chunks
+to go on from, and nothing at `path`.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, nothing stops two writers of one path
+    fcntl = None  # type: ignore[assignment]
+
+Arrays = dict[str, np.ndarray]
+FORMAT = 1
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+
+# What reading a truncated or altered file raises.
+DAMAGE = (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile)
+
+
+def partial(path: pathlib.Path) -> pathlib.Path:
+    """Where the arrays of `path` lie until they are whole."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def exists(path: pathlib.Path) -> bool:
+    """Whether whole arrays lie at `path`.
+
+    Raises:
+      ValueError: if something else does.
+    """
+    if (path / MANIFEST).exists():
+        return True
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ValueError(
+            f"{path} is there, but is no stored set: it has no {MANIFEST}; delete it "
+            "or name another path"
+        )
+    return False
+
+
+def fill(
+    path: pathlib.Path,
+    plan: Mapping[str, Any],
+    compute: Callable[[int], Arrays],
+    chunks: int,
+    *,
+    fixed: Arrays,
+    agree: Callable[[Arrays], None] = lambda fixed: None,
+) -> bool:
+    """Computes the chunks that are not there yet, then seals them at `path`.
+
+    Args:
+      path: the folder to make.
+      plan: what the arrays are, for the manifest; what was begun under another plan is
+        refused.
+      compute: from a chunk's number to its arrays, which are joined along axis 0.
+      chunks: how many.
+      fixed: arrays that are known beforehand.
+      agree: raises a ValueError if what was begun with these fixed arrays, of the same
+        names, is not to be continued.
+
+    Returns:
+      Whether all of it was computed in this call.
+
+    Raises:
+      ValueError: if the chunks that are there belong to another plan, or another
+        process is filling them.
+    """
+    work = partial(path)
+    work.mkdir(parents=True, exist_ok=True)
+    with _alone(work):
+        if exists(path):  # another process was quicker
+            with contextlib.suppress(OSError):
+                work.rmdir()
+            return False
+        begun = [file for file in (MANIFEST, PLAN) if (work / file).exists()]
+        if begun:
+            same(work, _read_json(work / begun[0]), plan)
+            agree({name: np.load(work / f"{name}.npy") for name in fixed})
+        else:
+            for name, array in fixed.items():
+                replace(work / f"{name}.npy", functools.partial(np.save, arr=array))
+            replace(work / PLAN, lambda file: file.write(_encode(plan)))
+        if MANIFEST not in begun:
+            for number in range(chunks):
+                _chunk(_chunk_file(work, number), compute, number)
+            _seal(work, plan, chunks, fixed)
+        _publish(work, path)
+    return not begun
+
+
+def open_arrays(path: pathlib.Path) -> tuple[dict[str, Any], Arrays]:
+    """The manifest at `path` and its arrays, memory-mapped, every byte checked.
+
+    Raises:
+      ValueError: if there is none, if it is of another format, or if anything was
+        truncated or changed.
+    """
+    if not exists(path):
+        begun = partial(path).exists()
+        hint = f"; {partial(path)} was begun, score again to finish it" if begun else ""
+        raise ValueError(f"nothing was stored at {path}{hint}")
+    manifest = _manifest(path)
+    arrays = {}
+    for name, about in manifest["arrays"].items():
+        file = path / f"{name}.npy"
+        try:
+            if sha256(file) != about["sha256"]:
+                raise ValueError("its checksum differs")
+            arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except DAMAGE as error:
+            raise ValueError(
+                f"{file} is damaged ({error}); delete {path} to compute it anew"
+            ) from error
+    return manifest, arrays
+
+
+def replace(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file so that it is there whole or not at all, whatever happens."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    _flush_folder(path.parent)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(work: pathlib.Path) -> Iterator[None]:
+    """One process at a time; the system takes the lock back when it dies."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process is filling {work}; wait for it, or name another path"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _encode(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, indent=1, sort_keys=True).encode()
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except DAMAGE as error:
+        raise ValueError(
+            f"{file} is damaged ({error}); delete {file.parent}"
+        ) from error
+
+
+def same(path: pathlib.Path, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """What is stored at `path` is what is asked for, entry by entry."""
+    for name, wanted in plan.items():
+        if found.get(name) != wanted:
+            raise ValueError(
+                f"{path} belongs to another run: its {name} is {found.get(name)!r}, "
+                f"here it is {wanted!r}; name another path, or delete it"
+            )
+
+
+def _chunk_file(work: pathlib.Path, number: int) -> pathlib.Path:
+    return work / f"chunk-{number:06d}.npz"
+
+
+def _chunk(file: pathlib.Path, compute: Callable[[int], Arrays], number: int) -> None:
+    """Makes sure of a chunk; zip's own checksums tell whether one is whole."""
+    if file.exists():
+        with contextlib.suppress(*DAMAGE), file.open("rb") as f, np.load(f) as arrays:
+            for name in arrays.files:
+                arrays[name]
+            return
+    arrays = compute(number)
+    replace(file, lambda f: np.savez(f, **arrays))  # type: ignore[arg-type]
+
+
+def _seal(
+    work: pathlib.Path, plan: Mapping[str, Any], chunks: int, fixed: Arrays
+) -> None:
+    """Joins the chunks into one file an array and writes the manifest."""
+    with np.load(_chunk_file(work, 0)) as first:
+        names = first.files
+    for name in names:
+        _join(work, name, chunks)
+    about = {}
+    for name in [*names, *fixed]:
+        array = np.load(work / f"{name}.npy", mmap_mode="r")
+        about[name] = {
+            "shape": list(array.shape),
+            "dtype": array.dtype.str,
+            "sha256": sha256(work / f"{name}.npy"),
+        }
+    manifest = {**plan, "format": FORMAT, "arrays": about}
+    manifest["checksum"] = _checksum(manifest)
+    replace(work / MANIFEST, lambda file: file.write(_encode(manifest)))
+
+
+def _join(work: pathlib.Path, name: str, chunks: int) -> None:
+    """One .npy of all the chunks, one chunk in memory at a time."""
+
+    def parts() -> Iterator[np.ndarray]:
+        for number in range(chunks):
+            with np.load(_chunk_file(work, number)) as arrays:
+                yield arrays[name]
+
+    looks = [(part.dtype, part.shape) for part in parts()]
+    dtype, (_, *rest) = looks[0]
+    rows = sum(shape[0] for _, shape in looks)
+
+    def write(file: IO[bytes]) -> None:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (rows, *rest),
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts():
+            file.write(np.ascontiguousarray(part).data)
+
+    replace(work / f"{name}.npy", write)
+
+
+def _publish(work: pathlib.Path, path: pathlib.Path) -> None:
+    """Clears what only the filling needed, and gives the folder its name."""
+    for file in [*work.glob("chunk-*.npz"), *work.glob(".*.unfinished"), work / PLAN]:
+        file.unlink(missing_ok=True)
+    os.rename(work, path)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: pathlib.Path) -> None:
+    """A new name is durable once its folder is."""
+    if fcntl is None:
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(_encode(rest)).hexdigest()
+
+
+def _manifest(path: pathlib.Path) -> dict[str, Any]:
+    manifest = _read_json(path / MANIFEST)
+    version = manifest.get("format")
+    if version != FORMAT:
+        raise ValueError(
+            f"{path} has format {version}, and this version reads {FORMAT}; read it "
+            "with the version that wrote it, or store it anew under another path"
+        )
+    if _checksum(manifest) != manifest.get("checksum"):
+        raise ValueError(
+            f"{path / MANIFEST} was changed; delete {path} to compute it anew"
+        )
+    return manifest
