@@ -1,0 +1,246 @@
+"""A chain of trainings: each network is taught by the one trained before it.
+
+`schemes.born_again` and `schemes.assistants` are such chains. How a network is trained
+is an argument, `learn`, so that an experiment can log, cache the teacher's logits or
+use a loop of its own; `by_fit` is the usual one::
+
+    learn = chain.by_fit(tx, resident, view=view, batch_size=64, epochs=10)
+    trained = chain.chain(
+        {"teacher": big, "student": small}, spec, learn,
+        key=key, example=train.example(resident, view), directory="runs/a",
+    )
+
+With a directory, each network is written there as soon as it is trained, and read
+instead of trained the next time: an interrupted chain goes on where it was.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from jaxkd import checkpoint, distill, log as logs, train
+from jaxkd.cache import fingerprint
+from jaxkd.data.augment import View
+from jaxkd.distill import Spec, Teacher
+from jaxkd.models.net import Net
+from jaxkd.types import Batch, Metrics, Params, State
+
+Variables = tuple[Params, State]
+Evaluate = Callable[[distill.TrainState], Metrics]
+
+
+class Lesson(NamedTuple):
+    """One training of a chain: what `learn` is given.
+
+    Attributes:
+      name: of the network in the chain.
+      net: to be trained.
+      teacher: `distill.frozen` of the network before, or the first lesson's own.
+      teacher_variables: its variables.
+      spec: the objective.
+      key: differs from lesson to lesson.
+    """
+
+    name: str
+    net: Net
+    teacher: Teacher
+    teacher_variables: Any
+    spec: Spec
+    key: Array
+
+
+Learn = Callable[[Lesson], Variables]  # trains to the end, or raises
+
+
+def labels_only() -> Spec:
+    """Cross-entropy with the labels: the objective of a network without a teacher."""
+    return {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+
+
+def chain(
+    nets: Mapping[str, Net],
+    spec: Spec,
+    learn: Learn,
+    *,
+    key: Array,
+    example: Batch,
+    teacher: Teacher = distill.nobody,
+    teacher_variables: Any = None,
+    directory: str | os.PathLike | None = None,
+) -> dict[str, Variables]:
+    """Trains networks in turn, each taught by the one before.
+
+    All networks are traced with their teachers before the first is trained, so that one
+    that does not fit is refused at once.
+
+    Args:
+      nets: by name, in order.
+      spec: the objective of every network that has a teacher. Without a `teacher`, the
+        first is trained on its labels alone.
+      learn: trains one network and returns its `(params, state)`. A training that was
+        cut short must raise: what it returns counts as trained.
+      key: the i-th lesson's is `jax.random.fold_in(key, i)`.
+      example: a batch as the networks see it, from `train.example`.
+      teacher: of the first network.
+      teacher_variables: its variables.
+      directory: where the variables of NAME go, as `NAME` and `NAME.json`; None keeps
+        nothing. What is there is read, if it had the same name, key, shapes and
+        teacher. How `learn` trains is not recorded: name another directory for that.
+
+    Returns:
+      The variables by name, in order: `tuple(found.values())` are those of the
+      committee of `ensemble.of`.
+
+    Raises:
+      ValueError: before work, if there is no network, the classes differ or a name is
+        no file name; if what lies in `directory` belongs to another chain.
+      KeyError: before work, if a tap is missing.
+    """
+    if not nets:
+        raise ValueError("nets must hold at least one network, got none")
+    shapes = rehearse(nets, spec, example, teacher, teacher_variables)
+    folder = None if directory is None else pathlib.Path(directory)
+    found: dict[str, Variables] = {}
+    for i, (name, net) in enumerate(nets.items()):
+        own = labels_only() if teacher is distill.nobody else spec
+        lesson = Lesson(
+            name, net, teacher, teacher_variables, own, jax.random.fold_in(key, i)
+        )
+        found[name] = _kept(folder, lesson, learn, shapes[name])
+        teacher, teacher_variables = distill.frozen(net), found[name]
+    return found
+
+
+def rehearse(
+    nets: Mapping[str, Net],
+    spec: Spec,
+    example: Batch,
+    teacher: Teacher = distill.nobody,
+    teacher_variables: Any = None,
+) -> dict[str, Variables]:
+    """Traces what a chain will train, without training: the shapes of its variables.
+
+    Raises:
+      ValueError: if a network does not fit its teacher or the spec, or a name is no
+        file name.
+      KeyError: if a tap is missing.
+    """
+    key = jax.random.key(0)
+    shapes: dict[str, Variables] = {}
+    for name, net in nets.items():
+        if not name or pathlib.PurePath(name).name != name:
+            raise ValueError(f"a network's name must do as a file name, got {name!r}")
+        own = labels_only() if teacher is distill.nobody else spec
+        d = distill.distiller(net, teacher, own, optax.identity())
+        try:
+            state = jax.eval_shape(d.init, key, teacher_variables, example)
+        except (ValueError, KeyError) as error:
+            error.add_note(f"while tracing {name!r}, one of {list(nets)}")
+            raise
+        shapes[name] = (state.params["student"], state.state["student"])
+        teacher, teacher_variables = distill.frozen(net), shapes[name]
+    return shapes
+
+
+def by_fit(
+    tx: optax.GradientTransformation,
+    resident: Batch,
+    *,
+    view: View,
+    batch_size: int,
+    epochs: int,
+    evaluate: Callable[[Net], Evaluate] | None = None,
+    log: logs.Log | None = None,
+    progress: bool = True,
+) -> Learn:
+    """The usual way to learn: `train.fit` with the teacher live.
+
+    Args:
+      tx: the optimiser.
+      resident: the training data, from `data.on_device`.
+      view: how the networks see it.
+      batch_size: examples in a step.
+      epochs: of each network.
+      evaluate: from a network to what is measured after each epoch, e.g.
+        `lambda net: evaluate.scorer(net, test, view=view)`.
+      log: where each epoch's row goes, under the network's name.
+      progress: whether to show a bar.
+
+    Returns:
+      `learn`, which raises KeyboardInterrupt if Ctrl-C ended an epoch early: networks
+      trained before are not lost, the one under way is.
+    """
+
+    def learn(lesson: Lesson) -> Variables:
+        d = distill.distiller(lesson.net, lesson.teacher, lesson.spec, tx)
+        example = train.example(resident, view)
+        state = jax.jit(d.init)(lesson.key, lesson.teacher_variables, example)
+        run = train.fit(
+            train.make_epoch(d, view=view, batch_size=batch_size),
+            state,
+            lesson.teacher_variables,
+            resident,
+            key=lesson.key,
+            epochs=epochs,
+            evaluate=None if evaluate is None else evaluate(lesson.net),
+            log=log,
+            name=lesson.name,
+            progress=progress,
+        )
+        if run.interrupted:
+            raise KeyboardInterrupt(
+                f"{lesson.name} was interrupted after epoch {len(run.history)}"
+            )
+        return run.state.params["student"], run.state.state["student"]
+
+    return learn
+
+
+def _kept(
+    folder: pathlib.Path | None, lesson: Lesson, learn: Learn, shapes: Variables
+) -> Variables:
+    """The lesson's result: read, if it was learnt before; else learnt, and written."""
+    if folder is None:
+        return learn(lesson)
+    note, identity = folder / f"{lesson.name}.json", _identity(lesson, shapes)
+    if note.exists():
+        there = json.loads(note.read_text())
+        for what, wanted in identity.items():
+            if there.get(what) != wanted:
+                raise ValueError(
+                    f"{note} belongs to another chain: its {what} is "
+                    f"{there.get(what)}, here it is {wanted}; name another directory, "
+                    "or delete it"
+                )
+        like = {"params": shapes[0], "state": shapes[1]}
+        kept = checkpoint.load(folder / lesson.name, like=like)
+        return kept["params"], kept["state"]
+    params, state = learn(lesson)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(folder / lesson.name, {"params": params, "state": state})
+    # The note comes last, and at once: without it the network does not count as whole.
+    partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(identity, indent=2))
+    os.replace(partial, note)
+    return params, state
+
+
+def _identity(lesson: Lesson, shapes: Variables) -> dict[str, Any]:
+    """What a lesson's result depends on, as far as it can be written down."""
+    described = jax.tree_util.tree_leaves_with_path(shapes)
+    return {
+        "key": np.asarray(jax.random.key_data(lesson.key)).tolist(),
+        "spec": sorted(lesson.spec),
+        "teacher": fingerprint(lesson.teacher_variables),
+        "shapes": {
+            jax.tree_util.keystr(at): f"{leaf.dtype}{list(leaf.shape)}"
+            for at, leaf in described
+        },
+    }
