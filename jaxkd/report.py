@@ -67,13 +67,9 @@ def curves(
     Returns:
       Whether it could be drawn: False without matplotlib (the extra `plots`).
     """
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = _pyplot()
+    if pyplot is None:
         return False
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False
     )
@@ -89,8 +85,61 @@ def curves(
         axis.set(title=title, xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.3)
         axis.legend(loc="lower right")
+    _save(figure, path)
+    return True
+
+
+def dots(
+    path: str | os.PathLike,
+    groups: Mapping[str, Any],
+    *,
+    x_label: str,
+    line: float | None = None,
+) -> bool:
+    """Draws one row a group: its values, their mean and sample standard deviation.
+
+    Args:
+      path: the PNG.
+      groups: label -> values, in order from the top.
+      x_label: what the values are.
+      line: where a dashed line crosses all rows, such as the baseline's mean.
+
+    Returns:
+      Whether it could be drawn: False without matplotlib (the extra `plots`).
+    """
+    pyplot = _pyplot()
+    if pyplot is None:
+        return False
+    figure, axis = pyplot.subplots(figsize=(6.4, 1.2 + 0.32 * len(groups)))
+    for row, values in enumerate(groups.values()):
+        values = np.asarray(values, float).ravel()
+        axis.plot(values, np.full(len(values), row), ".", color="0.6", ms=5)
+        sd = values.std(ddof=1) if len(values) > 1 else 0.0
+        axis.errorbar(values.mean(), row, xerr=sd, fmt="o", color="C0", capsize=3)
+    if line is not None:
+        axis.axvline(line, color="0.4", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(groups)), list(groups))
+    axis.invert_yaxis()
+    axis.set(xlabel=x_label)
+    axis.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+    return True
+
+
+def _pyplot() -> Any:
+    """matplotlib's, drawing into files; None without the extra `plots`."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: str | os.PathLike) -> None:
     figure.tight_layout()
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-    return True
+    _pyplot().close(figure)

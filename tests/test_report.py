@@ -41,3 +41,15 @@ def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     panels = {"left": {"one": [0.0, 1.0]}}
     assert not report.curves(tmp_path / "curves.png", panels, y_label="accuracy")
+
+
+def test_dots_are_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    groups = {"one": [50.0], "three": [51.0, 52.0, 54.0]}
+    assert report.dots(tmp_path / "new" / "dots.png", groups, x_label="%", line=50.5)
+    assert (tmp_path / "new" / "dots.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_dots_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert not report.dots(tmp_path / "dots.png", {"one": [50.0]}, x_label="%")
