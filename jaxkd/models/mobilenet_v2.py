@@ -105,7 +105,7 @@ class MobileNetV2(nn.Module):
         """(channels, stride, expansion) of a stage's blocks; None does not expand."""
         before = sum(map(len, STAGES[: stage - 1]))
         for group, channels in enumerate(STAGES[stage - 1], start=before):
-            expansion = self.expansion
+            expansion: int | None = self.expansion
             if group == 0:  # the paper's first block does not widen
                 expansion = 1 if self.expand_first else None
             for j in range(self.blocks[group]):

@@ -113,7 +113,8 @@ def copies(
 
     Returns:
       The same as `distiller`, except that the state is one TrainState with a leading
-      axis of peers, as `evaluate.scorer` and `ensemble.copies` take it.
+      axis of peers, as `evaluate.scorer` and `ensemble.copies` take it. With
+      `train.over_seeds` that axis is the second, and a seed is taken out first.
 
     Raises:
       ValueError: as `distiller`.

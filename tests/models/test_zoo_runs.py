@@ -137,7 +137,7 @@ def test_a_training_step_is_finite_and_moves_statistics(name):
 def test_the_head_sees_the_mean_of_unpooled(name):
     _, params, state, x = made(name)
     out, _ = inference(name)(params, state, x)
-    pooled = np.mean(out.tap("unpooled"), (1, 2))
+    pooled = np.asarray(out.tap("unpooled")).mean((1, 2))
     np.testing.assert_allclose(out.tap("pooled"), pooled, rtol=1e-5, atol=1e-6)
     head = jax.tree.map(np.asarray, params["head"])
     logits = pooled @ head["kernel"] + head["bias"]

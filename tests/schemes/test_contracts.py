@@ -1,5 +1,7 @@
 """What every scheme's Distiller keeps, on the toy networks."""
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,3 +137,9 @@ def test_the_ensembles_members_get_no_gradient(batch, monkeypatch):
     found = jax.jit(lambda v: gradient(v))(variables)
     for member in found:  # each is reached, once nothing stops it
         assert any((g != 0).any() for g in jax.tree.leaves(member))
+
+
+@pytest.mark.parametrize("module", [ensemble, self_teacher])
+def test_examples_hold(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0

@@ -66,6 +66,28 @@ def test_one_step_is_the_papers_update_of_every_peer(batch):
     close(metrics["loss"], np.mean([metrics[f"peer{i}/loss"] for i in range(3)]))
 
 
+def test_a_peer_says_to_others_what_it_says_in_training(batch):
+    """With its dropout, and with the statistics of the batch."""
+    peers = (toys.student, toys.teacher)
+    d = mutual.distiller(peers, spec, optax.sgd(lr))
+    states = jax.jit(d.init)(jax.random.key(3), None, batch)
+    _, metrics = jax.jit(d.step)(states, None, batch)
+    for train in (True, False):
+        a, b = (
+            net.apply(
+                state.params["student"],
+                state.state["student"],
+                batch["image"],
+                train=train,
+                key=jax.random.split(state.key)[1],
+            )[0].logits
+            for net, state in zip(peers, states, strict=True)
+        )
+        kl = losses.kd(a, b, temperature=1.0).mean()
+        same = np.isclose(metrics["peer0/loss/mutual"], kl, rtol=1e-3)
+        assert same == train
+
+
 def test_metrics_are_the_means_and_each_peers(batch):
     d = mutual.distiller((toys.student, toys.teacher), spec, optax.sgd(lr))
     state = jax.eval_shape(d.init, jax.random.key(0), None, batch)
@@ -115,7 +137,7 @@ def test_peers_start_as_they_would_alone_and_differently(batch):
 
 def test_a_peer_is_asked_no_forward_pass_of_its_own(batch):
     """What it says to the others is computed once, in its own update."""
-    net = models.mlp([256], classes=5, dropout=0.1)
+    net = models.mlp([256], classes=5, input_dropout=0.1)
     alone = distill.distiller(net, distill.nobody, toys.labels_only, optax.sgd(lr))
     key = jax.random.key(0)
 

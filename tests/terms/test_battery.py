@@ -193,7 +193,8 @@ def test_its_state_keeps_structure_and_types(case):
     assert all(typed(at_point(point)[case.name][2]) == before for point in points())
 
 
-@pytest.mark.parametrize("name", ["at_paper", "sp", "rkd", "pkt", "cc"])
+# Not at_paper: a norm has no derivative where it is 0, or 1e-8 by rounding.
+@pytest.mark.parametrize("name", ["sp", "rkd", "pkt", "cc"])
 def test_equal_relations_are_a_minimum(name):
     loss, grads, _ = at_point("equal")[name]
     np.testing.assert_allclose(loss, 0, atol=1e-5)

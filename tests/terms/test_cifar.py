@@ -4,6 +4,7 @@ import os
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -54,9 +55,6 @@ def run():
     variables = jax.jit(teacher.init)(
         jax.random.key(1), train.example(resident, view)["image"]
     )
-    # Every Term starts with the same share of the objective.
-    weights = {case.name: 1.0 for case in CASES}
-
     every = made(variables[0], images)
 
     def learner(weights):
@@ -65,22 +63,28 @@ def run():
             student, distill.frozen(teacher), spec, optax.adam(3e-3)
         )
 
-    state = jax.jit(learner(weights).init)(
+    state = jax.jit(learner(dict.fromkeys(every, 0.0)).init)(
         jax.random.key(0), variables, train.example(resident, view)
     )
 
     @jax.jit
-    def go(weights, state, variables, resident, order):
-        def step(state, indices):
+    def go(state, variables, resident, order):
+        def step(carry, indices):
+            state, weights = carry
             batch = view(jax.random.key(0), data.gather(resident, indices))
-            return learner(weights).step(state, variables, batch)
+            new, metrics = learner(weights).step(state, variables, batch)
+            # The first step only measures: every Term then has the same share.
+            share = {n: 1 / (jnp.abs(metrics[f"loss/{n}"]) + 1e-3) for n in every}
+            first = state.step == 0
+            weights = {n: jnp.where(first, share[n], weights[n]) for n in every}
+            return (new, weights), metrics
 
-        return jax.lax.scan(step, state, order)
+        nothing = {name: jnp.zeros(()) for name in every}
+        (last, _), metrics = jax.lax.scan(step, (state, nothing), order)
+        return last, metrics
 
     order = np.arange(STEPS * BATCH, dtype=np.int32).reshape(STEPS, BATCH) % IMAGES
-    _, start = go(weights, state, variables, resident, order)
-    weights = {n: 1 / (abs(float(start[f"loss/{n}"][0])) + 1e-3) for n in weights}
-    last, metrics = go(weights, state, variables, resident, order)
+    last, metrics = go(state, variables, resident, order)
     return state, last, jax.tree.map(np.asarray, metrics)
 
 

@@ -156,6 +156,19 @@ def test_a_map_of_another_size_needs_no_parameters(make):
 
 
 @pytest.mark.parametrize(
+    ("make", "loss"),
+    [
+        (terms.ickd, losses.ickd),
+        (terms.wasserstein, losses.wasserstein_features),
+    ],
+)
+def test_correlations_and_statistics_are_of_each_map_at_its_own_size(make, loss):
+    s, t = LARGER
+    wanted = loss(s.taps["stage1"], t.taps["stage1"])
+    close(value(make("stage1"), s, t), wanted)
+
+
+@pytest.mark.parametrize(
     "make", [terms.cwd, terms.ickd, terms.pearson, terms.wasserstein]
 )
 def test_another_width_has_one_adapter_or_is_refused(make):
