@@ -10,7 +10,8 @@ import re
 import jax
 import pytest
 
-from jaxkd import losses
+import jaxkd.schemes
+from jaxkd import losses, terms
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -32,6 +33,16 @@ def loss_table() -> str:
 
 def test_the_table_of_losses_is_that_of_the_docstrings():
     assert loss_table() in README
+
+
+def test_every_term_and_scheme_is_named():
+    helpers = {"adapters", "margins", "measured_margins"}
+    for name in set(terms.__all__) - helpers:
+        assert f"`{name}`" in README, name
+    folder = pathlib.Path(jaxkd.schemes.__file__).parent
+    for path in folder.glob("[a-z]*.py"):
+        if path.stem != "chain":  # what born_again and assistants share
+            assert f"`schemes.{path.stem}`" in README, path.stem
 
 
 @pytest.mark.parametrize("place", range(len(BLOCKS)))

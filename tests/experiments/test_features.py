@@ -128,18 +128,21 @@ def test_the_full_protocol_is_the_published_one():
 
 @needs_archives
 @pytest.mark.slow
-def test_every_method_trains_on_cifar100(tmp_path):
+def test_methods_with_parts_of_their_own_train_on_cifar100(tmp_path):
+    # Stages, memory, a network that is extended: the other terms differ in their loss.
+    names = ("ctkd", "fitnets", "factor_transfer", "ofd", "crd", "simkd")
     config = features.Config(
         teacher="resnet8",
-        methods=tuple(_methods.METHODS)[1:],
+        student="resnet8",
+        methods=names,
         seeds=1,
         epochs=2,
         teacher_epochs=1,
         train_images=256,
+        teacher_images=1000,
         evaluate_on="validation",
         out=str(tmp_path),
     )
-    config = dataclasses.replace(config, student="resnet8")
     found = features.main(config)
-    assert len(found) == len(_methods.METHODS)
+    assert {result["method"] for result in found} == {"none", *names}
     assert all(np.isfinite(result["nll"]).all() for result in found)

@@ -1,0 +1,269 @@
+"""Methods against each other: one teacher, one budget, the same seeds for all."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from experiments import _methods as methods, _outcome as outcome, _protocol as protocol
+from experiments._pair import refusing
+from jaxkd import checkpoint, cost, distill, log, report, train
+from jaxkd.models import Net
+from jaxkd.schemes import staged
+
+Result = dict[str, Any]
+
+
+def contest(name: str, config: Any, contestants: tuple[str, ...]) -> list[Result]:
+    """Trains the teacher, then a student by each method; prints and writes the table.
+
+    What is done is kept at once in `results.jsonl`; a run that is given its directory
+    as `config.resume` goes on after the last method that was finished.
+
+    Args:
+      name: of the experiment.
+      config: has `teacher`, `student`, `dataset`, `archives`, `data_dir`,
+        `evaluate_on`, `seeds`, `out`, `resume` and the method `protocols`.
+      contestants: names of methods; "none" is added, the student alone.
+
+    Returns:
+      For each method its accuracies and what it cost, in the order of the table.
+    """
+    with refusing("no method"):
+        chosen = {key: methods.method(key) for key in dict.fromkeys(contestants)}
+    chosen = {"none": methods.none, **chosen}
+    of_student, of_teacher = config.protocols()
+    world = protocol.world(config, of_student.train_images)
+    whole = protocol.world(config, of_teacher.train_images)
+    student = protocol.network(config.student, world.train.num_classes)
+    teacher = protocol.network(config.teacher, world.train.num_classes)
+    with refusing("cannot train"):
+        for method in chosen.values():
+            _rehearse(_pair(student, teacher, None, world, of_student, config), method)
+    directory, write = _directory(name, config)
+    _, variables, taught = protocol.trained_teacher(
+        config.teacher, whole, of_teacher, out=config.out, seed=0, write=write
+    )
+    results = directory / "results.jsonl"
+    found = _read(results)
+    pair = _pair(student, teacher, variables, world, of_student, config)
+    done = {result["method"] for result in found}
+    for key in [key for key in chosen if key not in done]:
+        run = _run(key, chosen[key], pair, world, of_student, config, write, directory)
+        found.append(run)
+        with results.open("a") as file:
+            file.write(json.dumps(run) + "\n")
+        Console(stderr=True).print(f"{key}: {report.mean_sd(run['accuracy'])}")
+    return _finish(name, config, directory, teacher, student, taught, found, world)
+
+
+def _directory(name: str, config: Any) -> tuple[pathlib.Path, log.Log]:
+    """The run's directory and log; a resumed run writes on in its own."""
+    if config.resume is None:
+        directory = outcome.run_directory(config.out, name)
+        return directory, log.start(directory, config)
+    directory = pathlib.Path(config.resume)
+    with refusing("cannot resume"):
+        before = json.loads((directory / "config.json").read_text())
+    now = json.loads(json.dumps(vars(config), default=str))
+    for field in sorted(set(before) - {"resume", "methods", "method", "out"}):
+        if before[field] != now.get(field):
+            raise SystemExit(
+                f"cannot resume {directory}: its {field} was {before[field]}, "
+                f"now it is {now.get(field)}"
+            )
+
+    def write(row: log.Row) -> None:
+        with (directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    return directory, write
+
+
+def _read(results: pathlib.Path) -> list[Result]:
+    """The results of a run so far; a last line that was cut off does not count."""
+    if not results.exists():
+        return []
+    whole = [line for line in results.read_text().splitlines(True) if line[-1] == "\n"]
+    results.write_text("".join(whole))
+    return [json.loads(line) for line in whole]
+
+
+def _pair(
+    student: Net,
+    teacher: Net,
+    variables: Any,
+    world: protocol.World,
+    budget: protocol.Protocol,
+    config: Any,
+) -> methods.Pair:
+    """What a method sees; without variables, only the shapes of the teacher's."""
+    examples = len(world.train.images)
+    images = train.example(world.resident, world.test_view, min(256, examples))["image"]
+    if variables is None:
+        variables = jax.eval_shape(teacher.init, jax.random.key(0), images)
+    rate = protocol.rate(budget, config.student)
+    return methods.Pair(
+        student,
+        teacher,
+        variables,
+        images,
+        world.train,
+        budget.epochs,
+        examples // budget.batch_size,
+        lambda epochs: protocol.optimiser(budget, rate, epochs, examples),
+    )
+
+
+def _rehearse(pair: methods.Pair, method: methods.Method) -> None:
+    """Makes every stage's state, as shapes, before a teacher is trained."""
+    batch = {
+        "image": pair.images[:2],
+        "label": jnp.asarray(pair.train.labels[:2]),
+        "index": jnp.asarray(pair.train.index[:2]),
+    }
+
+    def start(variables: Any) -> Any:
+        plan = method(pair._replace(teacher_variables=variables))
+        before = None
+        for stage in plan.stages:
+            d = staged.stage_distiller(
+                stage, plan.net, distill.frozen(pair.teacher), before
+            )
+            before = d.init(jax.random.key(0), variables, batch)
+        return before
+
+    jax.eval_shape(start, pair.teacher_variables)
+
+
+def _run(
+    key: str,
+    method: methods.Method,
+    pair: methods.Pair,
+    world: protocol.World,
+    budget: protocol.Protocol,
+    config: Any,
+    write: log.Log,
+    directory: pathlib.Path,
+) -> Result:
+    """Trains the student of every seed by one method."""
+    plan = method(pair)
+    run = protocol.learn(
+        key,
+        world,
+        plan.net,
+        plan.stages,
+        protocol=budget,
+        seeds=range(config.seeds),
+        write=write,
+        teacher=distill.nobody if key == "none" else distill.frozen(pair.teacher),
+        teacher_variables=None if key == "none" else pair.teacher_variables,
+        every_epoch=config.every_epoch,
+    )
+    params, state = run.variables
+    folder = directory / protocol.folder_name(key)
+    checkpoint.save(folder, {"params": params, "state": state})
+    images = budget.epochs * len(world.train.images) * config.seeds
+    return {
+        "method": key,
+        "about": (method.__doc__ or key).strip().splitlines()[0],
+        "accuracy": (100 * run.accuracy).round(4).tolist(),
+        "nll": run.nll.round(5).tolist(),
+        "minutes": round(run.minutes, 2),
+        "images/s": round(images / (60 * run.minutes)),
+        "parameters": cost.parameters(params) // config.seeds,
+    }
+
+
+def _finish(
+    name: str,
+    config: Any,
+    directory: pathlib.Path,
+    teacher: Net,
+    student: Net,
+    taught: float,
+    found: list[Result],
+    world: protocol.World,
+) -> list[Result]:
+    """The table, from the best method to the worst, and the picture."""
+    alone = np.asarray(next(r for r in found if r["method"] == "none")["accuracy"])
+    order = sorted(found, key=lambda r: -float(np.mean(r["accuracy"])))
+    rows: list[dict[str, Any]] = [
+        {
+            "method": f"teacher {config.teacher}",
+            "test accuracy %": f"{100 * taught:.2f}",
+            "parameters": f"{_parameters(teacher, world):,}",
+        }
+    ]
+    rows += [
+        {
+            "method": result["method"],
+            "test accuracy %": report.mean_sd(result["accuracy"]),
+            "gain ± s.e.": _gain(np.asarray(result["accuracy"]) - alone, result),
+            "NLL": report.mean_sd(result["nll"], digits=3),
+            "parameters": f"{result['parameters']:,}",
+            "minutes": f"{result['minutes']:.1f}",
+        }
+        for result in order
+    ]
+    columns = rows[1].keys()
+    rows = [{column: row.get(column, "") for column in columns} for row in rows]
+    sentence = _sentence(order, alone)
+    title = (
+        f"{name}: {config.teacher} to {config.student}, {len(world.train.images):,} "
+        f"images of {config.dataset}, {config.seeds} seeds"
+    )
+    report.show(rows, title)
+    print(sentence)
+    drawn = report.dots(
+        directory / "methods.png",
+        {r["method"]: r["accuracy"] for r in order},
+        x_label="test accuracy, %",
+        line=float(alone.mean()),
+    )
+    picture = "![Test accuracy by method](methods.png)\n\n" if drawn else ""
+    made = "".join(f"* {what}: {value}\n" for what, value in log.versions().items())
+    (directory / "report.md").write_text(
+        f"# {title}\n\n{report.markdown(rows)}\nAfter the last epoch, mean ± standard "
+        f"deviation over seeds; gains are paired.\n\n{sentence}\n\n{picture}{made}"
+    )
+    print(f"report: {directory / 'report.md'}")
+    return order
+
+
+def _parameters(net: Net, world: protocol.World) -> int:
+    return cost.of(net, world.train.images.shape[1:]).parameters
+
+
+def _gain(difference: np.ndarray, result: Result) -> str:
+    """The mean gain of paired seeds in points, and its standard error."""
+    if result["method"] == "none":
+        return ""
+    n = len(difference)
+    error = f" ± {difference.std(ddof=1) / np.sqrt(n):.2f}" if n > 1 else ""
+    return f"{difference.mean():+.2f}{error}"
+
+
+def _sentence(order: list[Result], alone: np.ndarray) -> str:
+    """How many methods help by more than two standard errors, and how many hurt."""
+    better: list[str] = []
+    worse: list[str] = []
+    unclear: list[str] = []
+    for result in order:
+        if result["method"] == "none":
+            continue
+        gain = np.asarray(result["accuracy"]) - alone
+        error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
+        if abs(gain.mean()) <= 2 * error:
+            unclear.append(result["method"])
+        else:
+            (better if gain.mean() > 0 else worse).append(result["method"])
+    say = lambda names: ", ".join(names) if names else "none"
+    return (
+        "Against the student alone, by more than two standard errors: better "
+        f"{say(better)}; worse {say(worse)}; neither {say(unclear)}."
+    )
