@@ -1,0 +1,1 @@
+"""Nine questions about when distillation helps: `python -m experiments.studies`."""
