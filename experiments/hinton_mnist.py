@@ -77,6 +77,7 @@ class Config:
     temperature: float = 20.0  # of the 800-unit students
     small_temperatures: tuple[float, ...] = (1.0, 2.5, 4.0, 8.0, 20.0)
     middle_temperatures: tuple[float, ...] = (8.0, 20.0, 40.0)
+    jittered_students: bool = False  # some more, who see what the teacher saw
     hard_weight: float = 0.1  # of the labels
     soft_weight: float = 0.9  # of the teacher
     learning_rate: float = 1e-3  # at first; it falls to 0 along half a cosine
@@ -96,12 +97,51 @@ class Config:
 
 
 class Lab(NamedTuple):
-    """What every training of one run shares."""
+    """What every training of one run shares.
+
+    Attributes:
+      config: of the run.
+      task: the data; once there is a teacher, with its logits.
+      write: the log.
+      directory: where everything is kept.
+      teacher: the teacher's network and variables, once there is one.
+      known: the fingerprint of these variables.
+    """
 
     config: Config
     task: pair.Task
     write: log.Log
     directory: pathlib.Path
+    teacher: tuple[Net, Any] | None = None
+    known: str = ""
+
+
+class Course(NamedTuple):
+    """How one network is trained, from as many seeds as are wanted.
+
+    Attributes:
+      tx: the optimiser.
+      batch_size: examples in a step.
+      epochs: how many.
+      resident: the data to train on.
+      view: how they are seen; the measurements are made under the task's own view.
+      seeds: 0 to this, excluded.
+      together: whether they are trained by vmap, or one after another.
+      spec: the objective; on the labels alone if there is none.
+      teacher: what teaches, with its variables.
+      start: parameters to go on from instead of new ones, with the axis of seeds.
+    """
+
+    tx: optax.GradientTransformation
+    batch_size: int
+    epochs: int
+    resident: Batch
+    view: augment.View
+    seeds: int = 1
+    together: bool = False
+    spec: distill.Spec | None = None
+    teacher: tuple[distill.Teacher, Any] = (distill.nobody, None)
+    start: Any = None
 
 
 class Students(NamedTuple):
@@ -215,7 +255,7 @@ def two_layers(units: int, classes: int, **dropout: float) -> Net:
 
 
 def slug(name: str) -> str:
-    """The name of a run as that of a file, as `_pair.Trainer` makes it too."""
+    """The name of a run as that of a file."""
     return re.sub("[^a-z0-9]+", "_", name)
 
 
@@ -266,10 +306,46 @@ def rehearse(lab: Lab, teacher: Net) -> None:
         data.epoch(jax.random.key(0), len(task.train.images), config.teacher_batch_size)
 
 
-def falling(rate: float, task: pair.Task, batch_size: int, epochs: int) -> Any:
+def falling(rate: float, resident: Batch, batch_size: int, epochs: int) -> Any:
     """A learning rate that falls to 0 along half a cosine, in so many epochs."""
-    steps = epochs * (len(task.resident["image"]) // batch_size)
+    steps = epochs * (len(resident["image"]) // batch_size)
     return optax.cosine_decay_schedule(rate, max(steps, 1))
+
+
+def trained(lab: Lab, name: str, net: Net, course: Course) -> Any:
+    """The variables of a network after its course, with an axis of seeds.
+
+    `_pair.Trainer` would also measure under the view that it trains with.
+    """
+    task, (teacher, teacher_variables) = lab.task, course.teacher
+    spec = course.spec or {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    d = distill.distiller(net, teacher, spec, course.tx)
+    keys = jax.vmap(jax.random.key)(jnp.arange(course.seeds))
+    batch = train.example(course.resident, course.view)
+    init = jax.jit(jax.vmap(d.init, in_axes=(0, None, None)))
+    state = init(keys, teacher_variables, batch)
+    if course.start is not None:
+        student = jax.tree.map(jnp.array, course.start)  # the epoch consumes its state
+        state = state._replace(params={**state.params, "student": student})
+    epoch = train.make_epoch(d, view=course.view, batch_size=course.batch_size)
+    run = train.fit(
+        train.over_seeds(epoch, together=course.together),
+        state,
+        teacher_variables,
+        course.resident,
+        key=keys,
+        epochs=course.epochs,
+        evaluate=evaluate.scorer(net, task.resident_test, view=task.view),
+        log=lab.write,
+        name=name,
+    )
+    if run.interrupted:
+        raise SystemExit(
+            f"interrupted after epoch {len(run.history)} of {name}; what was finished "
+            f"before is in {lab.directory}: --reuse goes on from there"
+        )
+    params, state = run.state.params["student"], run.state.state["student"]
+    return {"params": params, "state": state}
 
 
 def taught(lab: Lab, net: Net) -> Any:
@@ -278,52 +354,30 @@ def taught(lab: Lab, net: Net) -> Any:
     It is trained in cycles, each with the learning rate falling to 0 and a new state of
     the optimiser, from the weights of the cycle before; each cycle is kept.
     """
-    config, variables = lab.config, None
+    config, task, variables = lab.config, lab.task, None
     plan = zip(config.teacher_learning_rates, config.teacher_epochs, strict=True)
     fields = ("max_norm", "jitter", "dataset", "evaluate_on", "train_images")
-    for cycle, (rate, epochs) in enumerate(plan):
+    bounded = optax.masked(max_norm(config.max_norm), hidden_kernels)
+    view = augment.chain(augment.jitter(config.jitter), task.view)
+    for cycle, (rate, epochs) in enumerate(plan, start=1):
+        batch_size = config.teacher_batch_size
         recipe = {f: getattr(config, f) for f in fields}
         recipe |= {"units": config.teacher_units, "learning_rate": rate}
-        recipe |= {"batch_size": config.teacher_batch_size, "epochs": epochs}
+        recipe |= {"batch_size": batch_size, "epochs": epochs}
         if variables is not None:
             recipe["after"] = caches.fingerprint(variables)
-        make = partial(taught_once, lab, net, variables, rate, epochs, key=cycle)
-        variables = kept(lab, f"teacher {cycle + 1}", recipe, make)
+        adam = optax.adam(falling(rate, task.resident, batch_size, epochs))
+        course = Course(
+            optax.chain(adam, bounded),
+            batch_size,
+            epochs,
+            task.resident,
+            view,
+            start=variables and variables["params"],
+        )
+        name = f"teacher {cycle}"
+        variables = kept(lab, name, recipe, partial(trained, lab, name, net, course))
     return variables
-
-
-def taught_once(
-    lab: Lab, net: Net, before: Any, learning_rate: float, epochs: int, *, key: int
-) -> Any:
-    """One cycle of the teacher's training, from the weights before it if there are."""
-    config, task = lab.config, lab.task
-    batch_size = config.teacher_batch_size
-    rate = falling(learning_rate, task, batch_size, epochs)
-    bounded = optax.masked(max_norm(config.max_norm), hidden_kernels)
-    spec = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
-    tx = optax.chain(optax.adam(rate), bounded)
-    d = distill.distiller(net, distill.nobody, spec, tx)
-    # Trainer would also measure it on jittered images.
-    view = augment.chain(augment.jitter(config.jitter), task.view)
-    state = d.init(jax.random.key(key), None, train.example(task.resident, view))
-    if before is not None:
-        student = jax.tree.map(lambda a: jnp.asarray(a[0]), before["params"])
-        state = state._replace(params={**state.params, "student": student})
-    run = train.fit(
-        train.make_epoch(d, view=view, batch_size=batch_size),
-        state,
-        None,
-        task.resident,
-        key=jax.random.key(key),
-        epochs=epochs,
-        evaluate=evaluate.scorer(net, task.resident_test, view=task.view),
-        log=lab.write,
-        name=f"teacher {key + 1}",
-    )
-    if run.interrupted:
-        raise SystemExit("interrupted: this cycle of the teacher was not kept")
-    params, state = run.state.params["student"], run.state.state["student"]
-    return jax.tree.map(lambda a: a[None], {"params": params, "state": state})
 
 
 def without(resident: Batch, transfer: Sequence[int] | None) -> Batch:
@@ -343,48 +397,46 @@ def students(
     seeds: int,
     temperature: float | None = None,
     transfer: Sequence[int] | None = None,
-    teacher: str | None = None,
+    jitter: int = 0,
 ) -> Students:
     """Trains one student a seed: the same weights at first, whatever the objective.
 
     Args:
-      lab: whose resident data have the field "teacher", if one teaches.
+      lab: with a teacher.
       name: of the run.
       units: in each of the two hidden layers.
       epochs: over all images; over a part of them, more, for as many updates.
       seeds: how many students.
       temperature: of the distillation; None trains on the labels alone.
       transfer: the classes that the students see; None is all.
-      teacher: the fingerprint of the teacher.
+      jitter: pixels by which their images are shifted; a live teacher sees the same.
     """
     config, task = lab.config, lab.task
     net = two_layers(units, task.train.num_classes)
     resident = without(task.resident, transfer)
-    if temperature is None:
+    if temperature is None or jitter:
         resident = {k: v for k, v in resident.items() if k != "teacher"}
     epochs = round(epochs * len(task.train.images) / len(resident["image"]))
-    there = task._replace(resident=resident)
     shared = ("learning_rate", "batch_size", "dataset", "evaluate_on", "train_images")
     recipe = {f: getattr(config, f) for f in shared}
     recipe |= {"units": units, "seeds": seeds, "epochs": epochs, "transfer": transfer}
-    using: dict[str, Any] = {}
+    view = augment.chain(augment.jitter(jitter), task.view)
+    rate = falling(config.learning_rate, resident, config.batch_size, epochs)
+    course = Course(optax.adam(rate), config.batch_size, epochs, resident, view, seeds)
+    # One after another is the faster for wide networks, vmap for narrow ones.
+    course = course._replace(together=units < 500)
+    if jitter:
+        recipe["jitter"] = jitter
     if temperature is not None:
         weights = {w: getattr(config, w) for w in ("hard_weight", "soft_weight")}
-        recipe |= {"temperature": temperature, "teacher": teacher, **weights}
+        recipe |= {"temperature": temperature, "teacher": lab.known, **weights}
         at = dataclasses.replace(config, temperature=temperature)
-        using = {"spec": pair.kd_spec(at), "teacher": distill.cached}
-
-    def make() -> Any:
-        rate = falling(config.learning_rate, there, config.batch_size, epochs)
-        # One after another is the faster for wide networks, vmap for narrow ones.
-        trainer = pair.Trainer(
-            optax.adam(rate), config.batch_size, lab.write, lab.directory, units < 500
+        teacher, variables = lab.teacher
+        live = (distill.frozen(teacher), variables)
+        course = course._replace(
+            spec=pair.kd_spec(at), teacher=live if jitter else (distill.cached, None)
         )
-        run = trainer(name, net, there, seeds=seeds, epochs=epochs, **using)
-        params, state = run.state.params["student"], run.state.state["student"]
-        return {"params": params, "state": state}
-
-    variables = kept(lab, name, recipe, make)
+    variables = kept(lab, name, recipe, partial(trained, lab, name, net, course))
     logits = answers(net, variables, task.resident_test, task.view)
     np.save(lab.directory / f"{slug(name)}_logits.npy", logits)
     return Students(net, variables, logits)
@@ -442,7 +494,7 @@ def rows_with_biases(
 
 
 def at_temperatures(
-    lab: Lab, units: int, temperatures: Sequence[float], *, seeds: int, teacher: str
+    lab: Lab, units: int, temperatures: Sequence[float], *, seeds: int
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
     """Rows and errors of students of one size: alone, and at each temperature."""
     rows, found = [], {}
@@ -455,7 +507,6 @@ def at_temperatures(
             epochs=lab.config.small_epochs,
             seeds=seeds,
             temperature=t,
-            teacher=teacher,
         )
         rows.append(row(lab, f"student {units}-{units}, {how}", some.test_logits, ""))
         found[how] = errors(some.test_logits, lab.task.test.labels)
@@ -550,14 +601,21 @@ def main(config: Config) -> dict[str, float]:
     add("teacher", Students(teacher, variables, test_logits), 67)
     one = jax.tree.map(lambda a: jnp.asarray(a[0]), variables)
     one = (one["params"], one["state"])
-    known = caches.fingerprint(one)
+    path = directory / "teacher_logits"
     lab = lab._replace(
-        task=pair.with_cached_teacher(task, teacher, one, directory / "teacher_logits")
+        task=pair.with_cached_teacher(task, teacher, one, path),
+        teacher=(teacher, one),
+        known=caches.fingerprint(one),
     )
     budget: dict[str, Any] = {"epochs": config.epochs, "seeds": config.seeds}
-    using = {"temperature": config.temperature, "teacher": known, **budget}
+    using = {"temperature": config.temperature, **budget}
     add("student alone", students(lab, "alone", config.units, **budget), 146)
     add("student distilled", students(lab, "distilled", config.units, **using), 74)
+    if config.jittered_students:
+        label, jitter = "student distilled on jittered images", config.jitter
+        found = students(lab, "jittered", config.units, jitter=jitter, **using)
+        rows.append(row(lab, label, found.test_logits, "not in the paper"))
+        write_report(lab, rows, large, by_size)
     others = [c for c in range(classes) if c not in THREES]
     for name, transfer, moving, published in (
         ("no 3s", others, THREES, PUBLISHED_WITHOUT_3),
@@ -572,7 +630,7 @@ def main(config: Config) -> dict[str, float]:
     ):
         if temperatures:
             more, by_size[units] = at_temperatures(
-                lab, units, temperatures, seeds=seeds, teacher=known
+                lab, units, temperatures, seeds=seeds
             )
             rows += more
             write_report(lab, rows, large, by_size)

@@ -108,7 +108,7 @@ PLANS = {
         large=_CNN_32,
         small=_CNN_16,
         sizes=(50, 100, 250, 500, 1000, 2500),
-        source_epochs=6,
+        source_epochs=4,
         steps=400,
     ),
 }

@@ -299,6 +299,7 @@ def test_on_mnist_students_name_digits_that_they_never_saw(tmp_path):
         teacher_learning_rates=(1e-3, 3e-4),
         epochs=15,
         seeds=2,
+        jittered_students=True,
         evaluate_on="validation",
         out=str(tmp_path),
     )
@@ -311,6 +312,7 @@ def test_on_mnist_students_name_digits_that_they_never_saw(tmp_path):
     )
     assert first[0] > last[-1] - 0.02 > 0.8
     assert results["student distilled"] < results["student alone"]
+    assert results["student distilled on jittered images"] < results["student alone"]
     result = {r["network"]: r for r in rows_of(directory) if r["run"] == "result"}
     threes = int((hinton_mnist.data.load("mnist", "validation").labels == 3).sum())
     before = np.array(result["distilled, no 3s"]["errors on 3s"])
