@@ -5,6 +5,7 @@ methods). Losses of features that were published for the first 30 of 240 epochs 
 first stage here, of an eighth of the budget.
 """
 
+import functools
 import importlib
 import re
 from collections.abc import Callable
@@ -231,6 +232,12 @@ def _crd(pair: Pair) -> distill.Term:
     return terms.crd("pooled", index=index, labels=labels, negatives=negatives)
 
 
+def _hint(pair: Pair) -> distill.Term:
+    """The middle stage; the weight belongs to a regressor that ends in BatchNorm."""
+    regressor = functools.partial(terms.adapters.Adapter, norm=True)
+    return terms.hint(_middle(stages_alike(pair)), adapter=regressor)
+
+
 def _srrl(pair: Pair) -> distill.Term:
     return terms.srrl("pooled", head=pair.teacher_variables[0]["head"])
 
@@ -254,7 +261,7 @@ METHODS: dict[str, Method] = {
     "dkd2": dkd2,
     "ctkd": ctkd,
     "soft_then_hard": soft_then_hard,
-    "hint": beside_labels(100.0, lambda p: terms.hint(_middle(stages_alike(p)))),
+    "hint": beside_labels(100.0, _hint),
     "fitnets": fitnets,
     "at": beside_labels(1000.0, lambda p: terms.at(stages_alike(p))),
     "fsp": first_then_labels(50.0, _flows),

@@ -428,6 +428,8 @@ def students(
     if jitter:
         recipe["jitter"] = jitter
     if temperature is not None:
+        if lab.teacher is None:
+            raise ValueError(f"{name}: a temperature is given, but no teacher")
         weights = {w: getattr(config, w) for w in ("hard_weight", "soft_weight")}
         recipe |= {"temperature": temperature, "teacher": lab.known, **weights}
         at = dataclasses.replace(config, temperature=temperature)
@@ -560,11 +562,10 @@ def picture(
     return True
 
 
-def write_report(lab: Lab, rows: list[dict], large: dict, by_size: dict) -> None:
-    """Writes `report.md` and `errors.png` from what there is so far."""
+def write_report(lab: Lab, rows: list[dict], *, drawn: bool = False) -> None:
+    """Writes `report.md` from what there is so far."""
     test, config = lab.task.test, lab.config
     title = f"hinton_mnist: {test.name}, {len(test.images):,} {test.split} images"
-    drawn = picture(lab.directory / "errors.png", large, by_size)
     shown = "![Errors](errors.png)\n\n" if drawn else ""
     made = "".join(f"* {name}: {value}\n" for name, value in log.versions().items())
     (lab.directory / "report.md").write_text(
@@ -594,7 +595,7 @@ def main(config: Config) -> dict[str, float]:
     def add(label: str, found: Students, published: int) -> None:
         large[label] = errors(found.test_logits, test_set.labels), published
         rows.append(row(lab, label, found.test_logits, str(published)))
-        write_report(lab, rows, large, by_size)
+        write_report(lab, rows)
 
     variables = taught(lab, teacher)
     test_logits = answers(teacher, variables, task.resident_test, task.view)
@@ -615,7 +616,7 @@ def main(config: Config) -> dict[str, float]:
         label, jitter = "student distilled on jittered images", config.jitter
         found = students(lab, "jittered", config.units, jitter=jitter, **using)
         rows.append(row(lab, label, found.test_logits, "not in the paper"))
-        write_report(lab, rows, large, by_size)
+        write_report(lab, rows)
     others = [c for c in range(classes) if c not in THREES]
     for name, transfer, moving, published in (
         ("no 3s", others, THREES, PUBLISHED_WITHOUT_3),
@@ -623,7 +624,7 @@ def main(config: Config) -> dict[str, float]:
     ):
         found = students(lab, name, config.units, transfer=transfer, **using)
         rows += rows_with_biases(lab, f"distilled, {name}", found, moving, published)
-        write_report(lab, rows, large, by_size)
+        write_report(lab, rows)
     for units, temperatures, seeds in (
         (config.small_units, config.small_temperatures, config.small_seeds),
         (config.middle_units, config.middle_temperatures, config.seeds),
@@ -633,7 +634,9 @@ def main(config: Config) -> dict[str, float]:
                 lab, units, temperatures, seeds=seeds
             )
             rows += more
-            write_report(lab, rows, large, by_size)
+            write_report(lab, rows)
+    drawn = picture(directory / "errors.png", large, by_size)
+    write_report(lab, rows, drawn=drawn)
     report.show(rows)
     print(f"report: {directory / 'report.md'}")
     return {r["network"]: float(r["test errors"].split(" ")[0]) for r in rows}

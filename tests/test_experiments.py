@@ -59,9 +59,8 @@ def test_quickstart_at_full_size_gains_three_standard_errors(tmp_path, capsys):
 
 
 @needs_archives
-@pytest.mark.parametrize(
-    "teacher", ["cached", pytest.param("live", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["cached", "live"])
 def test_mnist_mlp(tmp_path, teacher):
     results = mnist_mlp.main(
         mnist_mlp.Config(

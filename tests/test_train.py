@@ -191,6 +191,8 @@ def test_ctrl_c_ends_the_run_after_the_epoch_under_way(world, tmp_path):
 
 def test_a_second_ctrl_c_interrupts_at_once(world):
     _, epoch, start, variables, resident = world
+    # A shell starts what runs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def twice(row):
         for _ in range(2):
@@ -207,6 +209,7 @@ def test_a_second_ctrl_c_interrupts_at_once(world):
             epochs=50,
             log=twice,
         )
+    signal.signal(signal.SIGINT, before)
 
 
 def test_fit_runs_in_a_thread_too(world):

@@ -35,8 +35,9 @@ def sentence(arms: list[f.Arm]) -> str:
     better = sum(f.apart(g) and g[0] > 0 for g in gains.values())
     worse = sum(f.apart(g) and g[0] < 0 for g in gains.values())
     most, least = (pick(gains, key=lambda k: gains[k][0]) for pick in (max, min))
+    named = dict.fromkeys([most, least, arms[-1].label])
+    each = "; ".join(f"{label} has {f.changes(gains[label])}" for label in named)
     return (
-        f"Distillation helps {better} and harms {worse} of {len(arms)} students: "
-        f"{most} has {f.changes(gains[most])}, {least} {f.changes(gains[least])}, and "
-        f"{arms[-1].label}, the smallest, {f.changes(gains[arms[-1].label])}."
+        f"Distillation helps {better} and harms {worse} of {len(arms)} students; the "
+        f"most and the least helped, and the smallest: {each}."
     )

@@ -66,6 +66,7 @@ def test_budgets_of_stages_add_up():
             assert sum(stage.epochs for stage in plan.stages) == 240, name
 
 
+@pytest.mark.slow
 def test_a_contest_leaves_its_table_and_goes_on_after_the_last_whole_result(
     tmp_path, capsys
 ):

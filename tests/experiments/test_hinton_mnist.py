@@ -149,6 +149,7 @@ def ran(tmp_path_factory):
     return results, directory
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_table_picture_networks_and_logits(ran):
     results, directory = ran
     text = (directory / "report.md").read_text()
@@ -177,6 +178,7 @@ def test_a_run_leaves_its_table_picture_networks_and_logits(ran):
         )
 
 
+@pytest.mark.slow
 def test_students_differ_by_seed_and_by_objective(ran):
     _, directory = ran
     logits = {f: np.load(directory / f"{f}_logits.npy") for f in ("alone", "distilled")}
@@ -185,6 +187,7 @@ def test_students_differ_by_seed_and_by_objective(ran):
     assert np.abs(logits["alone"] - logits["distilled"]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_teacher_learns_and_keeps_to_its_limit(ran):
     results, directory = ran
     params = checkpoint.load(directory / "teacher_1")["params"]
@@ -196,6 +199,7 @@ def test_the_teacher_learns_and_keeps_to_its_limit(ran):
     assert logged["errors"] == [results["teacher"]]
 
 
+@pytest.mark.slow
 def test_without_3s_they_are_missed_and_a_bias_brings_them_back(ran):
     _, directory = ran
     found = {r["network"]: r for r in rows_of(directory) if r["run"] == "result"}
@@ -215,6 +219,7 @@ def test_the_transfer_set_holds_only_its_classes():
     assert hinton_mnist.without(resident, None) is resident
 
 
+@pytest.mark.slow
 def test_what_is_reused_is_not_trained_again(ran, tmp_path):
     results, directory = ran
     assert trained_in(directory) == {
@@ -291,13 +296,16 @@ def test_what_cannot_work_is_refused_before_a_teacher_is_trained(
 def test_on_mnist_students_name_digits_that_they_never_saw(tmp_path):
     config = hinton_mnist.Config(
         train_images=5000,
+        jitter=1,
+        teacher_batch_size=64,
+        batch_size=32,
         teacher_units=300,
-        units=200,
+        units=128,
         small_temperatures=(),
         middle_temperatures=(),
-        teacher_epochs=(12, 3),
+        teacher_epochs=(14, 4),
         teacher_learning_rates=(1e-3, 3e-4),
-        epochs=15,
+        epochs=10,
         seeds=2,
         jittered_students=True,
         evaluate_on="validation",

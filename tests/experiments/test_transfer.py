@@ -19,6 +19,7 @@ TINY = transfer.Config(sizes=(25, 100), seeds=2, steps=100, source_epochs=4)
 WAYS = ("teacher", "from scratch", "fine-tuned", "distilled", "fused")
 
 
+@pytest.mark.slow
 def test_a_small_run_of_all_ways_compiles_each_once(tmp_path, monkeypatch, capsys):
     traced = []
 
@@ -157,10 +158,11 @@ def test_official_tasks(tmp_path, task):
             sizes=(100,),
             seeds=2,
             steps=60,
-            source_epochs=2,
+            source_epochs=1,
             source_images=1000,
             evaluate_on="validation",
             out=str(tmp_path),
         )
     )
-    assert min(results.values()) > 0.12  # chance is 0.1
+    learnt = {name: value for name, value in results.items() if ", 100" in name}
+    assert len(learnt) == len(WAYS) and min(learnt.values()) > 0.12  # chance is 0.1

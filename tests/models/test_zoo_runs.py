@@ -114,6 +114,7 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize("name", RUN)
+@pytest.mark.slow
 def test_a_training_step_is_finite_and_moves_statistics(name):
     net, params, state, x = made(name)
     # lax's gradients compile quicker; those of our own convolution are run for one.

@@ -108,6 +108,7 @@ def test_copies_are_the_teachers_one_by_one(together):
     jax.tree.map(lambda a, b: close(a, b, atol=1e-5), found, wanted)
 
 
+@pytest.mark.slow
 def test_nets_from_several_seeds_are_distilled_into_one():
     d = distill.distiller(digits.large, distill.nobody, digits.labels, digits.tx)
     run = digits.learn(d, epochs=20, seeds=5)

@@ -154,6 +154,7 @@ def test_a_peer_is_asked_no_forward_pass_of_its_own(batch):
         assert 1.8 * once < operations(d)["flops"] < 2.2 * once
 
 
+@pytest.mark.slow
 def test_unequal_peers_learn_the_digits_together():
     cnn = models.cnn([[4], [8]], hidden=[16], classes=10)
     d = mutual.distiller((cnn, digits.small), spec, digits.tx)
@@ -164,6 +165,7 @@ def test_unequal_peers_learn_the_digits_together():
     assert run.history[-1]["peer1/loss/ce"] < 0.3 * run.history[0]["peer1/loss/ce"]
 
 
+@pytest.mark.slow
 def test_equal_peers_over_seeds_learn_become_alike_and_then_a_teacher():
     found = {}
     for name, weight in (("mutual", 1.0), ("apart", 0.0)):

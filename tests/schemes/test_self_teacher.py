@@ -178,6 +178,7 @@ def semi_supervised(weight):
     return [np.asarray(score(state)["accuracy"]) for state in states]
 
 
+@pytest.mark.slow
 def test_the_average_is_the_better_network_and_consistency_pulls_the_student_to_it():
     student, teacher = semi_supervised(0.0)
     assert (teacher > 0.75).all()

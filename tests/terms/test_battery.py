@@ -68,6 +68,7 @@ def same(a, b):
 
 
 @every_case
+@pytest.mark.slow
 def test_everything_of_it_moves_and_its_loss_falls(case):
     first, (last, metrics) = first_state(), trained(case.name)
     before, after = first.params["terms"], last.params["terms"]
@@ -84,6 +85,7 @@ def test_everything_of_it_moves_and_its_loss_falls(case):
 
 
 @every_case
+@pytest.mark.slow
 def test_nothing_of_it_stays_with_the_student(case):
     last, metrics = trained(case.name)
     params, state = jax.eval_shape(

@@ -133,6 +133,7 @@ def test_no_gradient_through_the_normalisers():
     jax.tree.map(close, gradient(params, state), gradient(params, fixed))
 
 
+@pytest.mark.slow
 def test_trains_and_survives_a_checkpoint(tmp_path):
     (before, _), (after, state), loss = small.descend(term(), S, T, B, rate=0.02)
     assert all(small.unequal(before, after))

@@ -15,6 +15,7 @@ def made(rate=0.5):
     return jax.jit(paraphraser("stage2", rate=rate).init)(jax.random.key(1), S, T, B)[0]
 
 
+@pytest.mark.slow
 def test_paraphraser_reconstructs_with_all_it_has():
     term = paraphraser("stage2")
     (before, state), (after, _), loss = small.descend(term, S, T, B, steps=60)

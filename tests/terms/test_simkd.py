@@ -85,6 +85,7 @@ def accuracy(net, variables):
     return float(evaluate.accuracy(jax.jit(score)(variables), digits()["label"]))
 
 
+@pytest.mark.slow
 def test_learns_the_classes_without_labels():
     net, (params, state), run = trained()
     before = accuracy(net, (params["student"], state["student"]))
