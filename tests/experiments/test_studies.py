@@ -29,7 +29,7 @@ from experiments.studies import (
     epochs as epochs_study,
 )
 from jaxkd import data, distill, evaluate, losses
-from jaxkd.data import classes
+from jaxkd.data import augment, classes
 
 ROOT = pathlib.Path(__file__).parents[2]
 STUDIES = typing.get_args(_config.Study)
@@ -408,6 +408,41 @@ def by_hand(lab, params):
     for name in ("hidden1", "hidden2"):
         x = np.maximum(x @ params[name]["kernel"] + params[name]["bias"], 0)
     return x, x @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def test_students_of_cifar10_fit_their_teacher_and_the_other_test_set(tmp_path):
+    """Traced and not run: a convolutional pair takes minutes."""
+    rng, config = np.random.default_rng(0), _config.Config("crossdata")
+    images = rng.integers(0, 255, (80, 32, 32, 3)).astype(np.uint8)
+    some = dataset(images, np.arange(80) % 10, classes.CIFAR10)
+    task = pair.task(some, some, augment.to_float())
+    scale = _config.resolve(config)
+    lab = _lab.Lab(config, scale, task, task, lambda row: None, tmp_path)
+    net = _nets.build(_nets.TEACHERS["cifar10"])
+    student = _course.novice(lab)
+    keys = jax.vmap(jax.random.key)(np.arange(scale.seeds))
+    variables = jax.eval_shape(net.init, keys[0], np.zeros((1, 32, 32, 3), np.float32))
+    states = jax.eval_shape(student.start, keys)
+    cached = {**task.resident, "teacher": np.zeros((80, 10), np.float32)}
+    live = _course.course(lab, student, teacher=distill.frozen(net))
+    for course, resident, of in (
+        (_course.course(lab, student), cached, None),
+        (live, task.resident, variables),
+    ):
+        trained, _ = jax.eval_shape(
+            course.epoch, states, (_course.knobs(), of), resident, keys
+        )
+        assert jax.tree.structure(trained) == jax.tree.structure(states)
+    one = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype),
+        (trained.params["student"], trained.state["student"]),
+    )
+    seen = jax.eval_shape(student.probe, one, task.resident_test)
+    assert seen.logits.shape == (80, 10)
+    assert seen.pooled.shape == (80, 128)
+    assert scale.dataset == "cifar10" and lab.together == (
+        jax.default_backend() != "cpu"
+    )
 
 
 @pytest.mark.slow
