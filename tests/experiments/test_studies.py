@@ -152,11 +152,12 @@ def test_the_epochs_sentences_let_the_plain_students_stop_early():
 def test_the_capacity_sentence_counts_whom_it_helps_and_harms():
     arms = [
         arm("big", 0.60, 0.62, 0.64),
+        arm("second", 0.55, 0.56, 0.57),
         arm("middle", 0.49, 0.51, 0.50),
         arm("small", 0.30, 0.32, 0.34),
     ]
     said = capacity.sentence(arms)
-    assert said.startswith("Distillation helps 1 and harms 1 of 3 students;")
+    assert said.startswith("Distillation helps 2 and harms 1 of 4 students;")
     assert ": big has a gain of 12.00 ± 1.15 points; small has a loss of 18.00" in said
     assert said.count("small has") == 1 and "middle" not in said
 
