@@ -14,8 +14,10 @@ def _standardise(
 ) -> Float[Array, "batch positions channels"]:
     """Mean 0 and variance 1 for each channel; 0 for one that is constant."""
     count = fm.kept(where, x) * x.shape[1]
-    centred = x - jnp.sum(x, axis=(0, 1), keepdims=True) / count
-    (centred,) = without(where, centred)
+    (centred,) = without(where, x)
+    for _ in range(2):  # again: a sum taken one by one loses digits of a large mean
+        centred = centred - jnp.sum(centred, axis=(0, 1), keepdims=True) / count
+        (centred,) = without(where, centred)
     # A constant channel leaves the rounding error of its mean, which is not to be blown
     # up to unit size.
     noise = 16 * float(jnp.finfo(x.dtype).eps)
