@@ -113,6 +113,13 @@ def test_the_gradient_is_really_our_own():
     assert "dot_general" not in list(primitives(g.jaxpr))
 
 
+def test_training_a_depthwise_convolution_needs_no_convolution():
+    x, w = drawn(4, 4, 4, (3, 3))
+    depthwise = bind(conv_general_dilated, groups=4)
+    g = jax.make_jaxpr(jax.grad(lambda x, w: depthwise(x, w).sum(), (0, 1)))(x, w)
+    assert "conv_general_dilated" not in list(primitives(g.jaxpr))
+
+
 def test_other_backends_get_the_plain_one(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     x, w = drawn(4, 3, 1, (3, 3))
