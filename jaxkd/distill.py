@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from jaxkd.models.convolution import fast_inference
 from jaxkd.models.net import Net
 from jaxkd.types import Batch, Metrics, Outputs, Params, State
 
@@ -229,7 +230,8 @@ def frozen(net: Net) -> Teacher:
     """
 
     def teacher(variables: tuple[Params, State], batch: Batch) -> Outputs:
-        outputs, _ = net.apply(*variables, batch["image"], train=False)
+        with fast_inference():
+            outputs, _ = net.apply(*variables, batch["image"], train=False)
         return outputs
 
     return teacher

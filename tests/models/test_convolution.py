@@ -10,10 +10,12 @@ import pytest
 from jax import export, lax
 from jax.test_util import check_grads
 
+from jaxkd import cost
 from jaxkd.models import convolution
 from jaxkd.models.convolution import (
     LAYOUT,
     conv_general_dilated,
+    fast_inference,
     kernel_gradient,
     plain_convolutions,
 )
@@ -118,6 +120,24 @@ def test_training_a_depthwise_convolution_needs_no_convolution():
     depthwise = bind(conv_general_dilated, groups=4)
     g = jax.make_jaxpr(jax.grad(lambda x, w: depthwise(x, w).sum(), (0, 1)))(x, w)
     assert "conv_general_dilated" not in list(primitives(g.jaxpr))
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_fast_inference_gives_the_same_and_costs_what_it_costs(strides):
+    x, w = drawn(6, 6, 6, (3, 3))
+    how = {"strides": strides, "groups": 6}
+    depthwise = bind(conv_general_dilated, **how)
+    wanted = bind(lax.conv_general_dilated, **how)(x, w)
+    with fast_inference():
+        program = jax.make_jaxpr(lambda x, w: depthwise(x, w))(x, w)
+        assert cost.macs(lambda x, w: depthwise(x, w), x, w) == wanted.size * 9
+        got = jax.jit(lambda x, w: depthwise(x, w))(x, w)
+        compiled = jax.jit(lambda x, w: depthwise(x, w)).lower(x, w).compile()
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    assert "convolution(" not in compiled.as_text()
+    assert "cond" in list(primitives(program.jaxpr))
+    outside = jax.make_jaxpr(lambda x, w: depthwise(x, w))(x, w)
+    assert "cond" not in list(primitives(outside.jaxpr))
 
 
 def test_other_backends_get_the_plain_one(monkeypatch):
