@@ -34,6 +34,9 @@ def predict(
       view: how the network is to see the images, e.g. `augment.chain(to_float, ...)`;
         its key is constant, so it should not be random.
       batch_size: examples in one pass; no effect on the values.
+
+    Raises:
+      ValueError: if the answer is not `[batch, classes]`, as that of an ensemble.
     """
     n = len(resident["image"])
     batches = -(-n // batch_size)
@@ -41,7 +44,9 @@ def predict(
 
     def logits(rows: Array) -> Array:
         batch = jax.tree.map(lambda a: a[rows], resident)
-        return teacher(variables, view(jax.random.key(0), batch)).logits
+        answer = teacher(variables, view(jax.random.key(0), batch)).logits
+        _check.rank(2, 2, logits=answer)
+        return answer
 
     return jax.lax.map(logits, indices).reshape(batches * batch_size, -1)[:n]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data, distill, evaluate
+from jaxkd.types import Outputs
 from tests import toys
 
 logits = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32) * 2
@@ -42,6 +43,15 @@ def test_nll_is_the_mean_of_minus_log_p():
     assert float(evaluate.nll(logits, labels)) == pytest.approx(wanted, rel=1e-5)
     far = jnp.array([[0.0, 1e4]])
     assert float(evaluate.nll(far, jnp.array([0]))) == pytest.approx(1e4)
+
+
+@pytest.mark.bad_input
+def test_predict_refuses_the_logits_of_several_teachers():
+    both = lambda variables, batch: Outputs(jnp.zeros((2, len(batch["image"]), 5)), {})
+    with pytest.raises(ValueError, match=r"logits must have 2 axes, got shape \(2, "):
+        evaluate.predict(
+            both, None, data.on_device(toys.dataset()), view=toys.view, batch_size=10
+        )
 
 
 @pytest.mark.parametrize("bins", [1, 5, 15])
