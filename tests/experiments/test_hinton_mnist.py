@@ -11,14 +11,16 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import hinton_mnist
-from jaxkd import checkpoint, models
+from experiments.hinton_mnist import _biases as biases, _training as training
+from experiments.hinton_mnist.__main__ import main
+from experiments.hinton_mnist._config import Config
+from jaxkd import checkpoint, data, models
 
 needs_archives = pytest.mark.skipif(
     not os.environ.get("JAXKD_ARCHIVES"),
     reason="JAXKD_ARCHIVES names no folder of the official archives",
 )
-TINY = hinton_mnist.Config(
+TINY = Config(
     dataset="digits",
     teacher_units=200,
     units=64,
@@ -59,13 +61,13 @@ def test_max_norm_is_the_projection_of_where_the_update_leads():
     lengths = np.linalg.norm(weights + update, axis=0)
     limit = float(np.median(lengths))  # two columns are too long, two are not
     wanted = (weights + update) * np.minimum(1, limit / lengths)
-    tx = hinton_mnist.max_norm(limit)
+    tx = training.max_norm(limit)
     changed, _ = tx.update(jnp.asarray(update), tx.init(weights), jnp.asarray(weights))
     np.testing.assert_allclose(weights + changed, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_max_norm_leaves_zero_weights_alone():
-    tx, zero = hinton_mnist.max_norm(1.0), jnp.zeros((3, 2))
+    tx, zero = training.max_norm(1.0), jnp.zeros((3, 2))
     changed, _ = tx.update(zero, tx.init(zero), zero)
     np.testing.assert_array_equal(changed, zero)
 
@@ -74,7 +76,7 @@ def test_the_constraint_holds_for_hidden_kernels_and_nothing_else():
     net = models.mlp([6, 5], classes=4)
     student, _ = net.init(jax.random.key(0), jnp.zeros((1, 3, 3, 1)))
     params = {"student": student, "terms": {"ce": {}}}
-    bounded = optax.masked(hinton_mnist.max_norm(0.5), hinton_mnist.hidden_kernels)
+    bounded = optax.masked(training.max_norm(0.5), training.hidden_kernels)
     tx = optax.chain(optax.sgd(1.0), bounded)
     ones = jax.tree.map(jnp.ones_like, params)
     updates, _ = jax.jit(tx.update)(ones, tx.init(params), params)
@@ -92,7 +94,7 @@ def test_the_constraint_holds_for_hidden_kernels_and_nothing_else():
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("inf"), float("nan")])
 def test_max_norm_refuses_what_is_no_limit(limit):
     with pytest.raises(ValueError, match="max_norm must be finite and > 0"):
-        hinton_mnist.max_norm(limit)
+        training.max_norm(limit)
 
 
 # The biases
@@ -110,14 +112,14 @@ def won(logits, classes):
 @pytest.mark.parametrize("classes", [(3,), (7, 8)])
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.6])
 def test_with_its_bias_the_classes_win_their_share(logits, classes, share):
-    bias = hinton_mnist.bias_for_share(logits, classes, share)
+    bias = biases.bias_for_share(logits, classes, share)
     assert bias.shape == (3,) and len(set(bias)) == 3  # each seed has its own
-    found = won(hinton_mnist.moved(logits, classes, bias), classes)
+    found = won(biases.moved(logits, classes, bias), classes)
     np.testing.assert_allclose(found, share, atol=1.5 / 1000)
 
 
 def test_moving_a_bias_back_restores_it_and_touches_no_other_class(logits):
-    there = hinton_mnist.moved(logits, (7, 8), [1.0, 2.0, 3.0])
+    there = biases.moved(logits, (7, 8), [1.0, 2.0, 3.0])
     others = [0, 1, 2, 3, 4, 5, 6, 9]
     np.testing.assert_array_equal(there[..., others], logits[..., others])
     for seed, bias in enumerate((1.0, 2.0, 3.0)):
@@ -130,12 +132,12 @@ def test_the_best_bias_undoes_a_shift():
     # from 1.5 (excluded) to 3.5 (excluded) makes them right, 1.6 is the smallest.
     labels = np.arange(10).repeat(4)
     right = np.broadcast_to(np.eye(10)[labels], (2, 40, 10))
-    lowered = hinton_mnist.moved(right, (3,), [-2.5, 0.0])
-    assert hinton_mnist.errors(lowered, labels).tolist() == [4, 0]
-    best = hinton_mnist.best_bias(lowered, labels, (3,))
+    lowered = biases.moved(right, (3,), [-2.5, 0.0])
+    assert biases.errors(lowered, labels).tolist() == [4, 0]
+    best = biases.best_bias(lowered, labels, (3,))
     assert best.tolist() == [1.6, 0.0]
-    again = hinton_mnist.moved(lowered, (3,), best)
-    assert hinton_mnist.errors(again, labels).tolist() == [0, 0]
+    again = biases.moved(lowered, (3,), best)
+    assert biases.errors(again, labels).tolist() == [0, 0]
 
 
 # The whole
@@ -144,7 +146,7 @@ def test_the_best_bias_undoes_a_shift():
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     base = tmp_path_factory.mktemp("runs")
-    results = hinton_mnist.main(dataclasses.replace(TINY, out=str(base)))
+    results = main(dataclasses.replace(TINY, out=str(base)))
     (directory,) = (base / "hinton_mnist").iterdir()
     return results, directory
 
@@ -164,7 +166,7 @@ def test_a_run_leaves_its_table_picture_networks_and_logits(ran):
         assert line.endswith(f"| {published} |")
     assert (directory / "errors.png").read_bytes().startswith(b"\x89PNG")
     results = [row for row in rows_of(directory) if row["run"] == "result"]
-    labels = hinton_mnist.data.load("digits", "test").labels
+    labels = data.load("digits", "test").labels
     by_name = {row["network"]: row["errors"] for row in results}
     for file, network in {
         "alone": "student alone",
@@ -214,9 +216,9 @@ def test_without_3s_they_are_missed_and_a_bias_brings_them_back(ran):
 def test_the_transfer_set_holds_only_its_classes():
     labels = jnp.asarray([3, 7, 1, 8, 3, 7])
     resident = {"label": labels, "image": jnp.arange(6)}
-    found = hinton_mnist.without(resident, (7, 8))
+    found = training.without(resident, (7, 8))
     assert found["image"].tolist() == [1, 3, 5] and found["label"].tolist() == [7, 8, 7]
-    assert hinton_mnist.without(resident, None) is resident
+    assert training.without(resident, None) is resident
 
 
 @pytest.mark.slow
@@ -232,7 +234,7 @@ def test_what_is_reused_is_not_trained_again(ran, tmp_path):
     more = dataclasses.replace(
         TINY, reuse=str(directory), small_temperatures=(8.0,), out=str(tmp_path)
     )
-    again = hinton_mnist.main(more)
+    again = main(more)
     (new,) = (tmp_path / "hinton_mnist").iterdir()
     assert trained_in(new) == {"4 units alone", "4 units t=8"}
     assert {network: again[network] for network in results} == results
@@ -246,14 +248,14 @@ def test_a_network_is_kept_under_its_recipe_and_no_other(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "new").mkdir()
     rows, made = [], []
-    lab = hinton_mnist.Lab(TINY, None, rows.append, tmp_path / "old")
+    lab = training.Lab(TINY, None, rows.append, tmp_path / "old")
 
     def make():
         made.append(1)
         return {"params": {"w": jnp.full(2, float(len(made)))}}
 
     value = lambda lab, recipe: float(
-        hinton_mnist.kept(lab, "a net", recipe, make)["params"]["w"][0]
+        training.kept(lab, "a net", recipe, make)["params"]["w"][0]
     )
     assert value(lab, {"temperature": 20.0, "transfer": (7, 8)}) == 1
     config = dataclasses.replace(TINY, reuse=str(tmp_path / "old"))
@@ -286,7 +288,7 @@ def test_what_cannot_work_is_refused_before_a_teacher_is_trained(
         TINY, **{"teacher_epochs": (10**9,), "out": str(tmp_path), **wrong}
     )
     with pytest.raises(SystemExit, match=message):
-        hinton_mnist.main(config)
+        main(config)
     (directory,) = (tmp_path / "hinton_mnist").iterdir()
     assert not trained_in(directory)
 
@@ -294,7 +296,7 @@ def test_what_cannot_work_is_refused_before_a_teacher_is_trained(
 @needs_archives
 @pytest.mark.slow
 def test_on_mnist_students_name_digits_that_they_never_saw(tmp_path):
-    config = hinton_mnist.Config(
+    config = Config(
         train_images=5000,
         jitter=1,
         teacher_batch_size=64,
@@ -311,7 +313,7 @@ def test_on_mnist_students_name_digits_that_they_never_saw(tmp_path):
         evaluate_on="validation",
         out=str(tmp_path),
     )
-    results = hinton_mnist.main(config)
+    results = main(config)
     (directory,) = (pathlib.Path(tmp_path) / "hinton_mnist").iterdir()
     # The second cycle goes on from the weights of the first.
     last, first = (
@@ -323,7 +325,7 @@ def test_on_mnist_students_name_digits_that_they_never_saw(tmp_path):
     for how in ("distilled", "distilled on jittered images"):
         assert results[f"student {how}"] < 1.2 * results["student alone"]
     result = {r["network"]: r for r in rows_of(directory) if r["run"] == "result"}
-    threes = int((hinton_mnist.data.load("mnist", "validation").labels == 3).sum())
+    threes = int((data.load("mnist", "validation").labels == 3).sum())
     before = np.array(result["distilled, no 3s"]["errors on 3s"])
     name = "distilled, no 3s; bias of 3 for their share of the training images"
     after = np.array(result[name]["errors on 3s"])
