@@ -30,7 +30,7 @@ class Config:
     batch_size: int = 128
     teacher_batch_size: int = 256
     teacher_epochs: tuple[int, ...] = (150,)
-    epochs: int = 20  # of the 800-unit students
+    epochs: int = 40  # of the 800-unit students
     small_epochs: int = 20  # of the others
     seeds: int = 3  # of every student but the smallest
     small_seeds: int = 6  # of those
