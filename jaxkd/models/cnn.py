@@ -59,7 +59,7 @@ class Cnn(nn.Module):
                 x = nn.relu(x)
                 taps.setdefault("stem", x)
             x = taps[f"stage{i}"] = max_pool(x, (2, 2))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden, start=1):
             x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -29,7 +29,7 @@ class Mlp(nn.Module):
         """Logits and taps; dropout is drawn from the "dropout" key when it trains."""
         drop = lambda rate, x: nn.Dropout(rate, deterministic=not train)(x)
         taps = {}
-        x = drop(self.input_dropout, x.reshape(len(x), -1))
+        x = drop(self.input_dropout, x.reshape(x.shape[0], -1))
         for i, width in enumerate(self.widths, start=1):
             x = nn.Dense(width, dtype=self.dtype, name=f"hidden{i}")(x)
             taps[f"stage{i}_pre"] = x

@@ -137,10 +137,10 @@ class ViT(nn.Module):
             conv_general_dilated=conv_general_dilated,
             name="stem_conv",
         )(x)
-        x = x.reshape(len(x), -1, self.width)
+        x = x.reshape(x.shape[0], -1, self.width)
         names = ["class_token", "distilled_token"][: 1 + self.distilled]
         tokens = [self.param(name, SMALL, (1, 1, self.width)) for name in names]
-        spread = (len(x), 1, self.width)
+        spread = (x.shape[0], 1, self.width)
         first = [jnp.broadcast_to(t.astype(x.dtype), spread) for t in tokens]
         x = jnp.concatenate([*first, x], axis=1)
         places = self.param("positions", SMALL, (1, x.shape[1], self.width))

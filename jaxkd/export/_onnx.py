@@ -1,0 +1,241 @@
+"""ONNX: the plain program written operation by operation, int8 where it is marked."""
+
+import pathlib
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxkd.export import files, program, report
+from jaxkd.export.onnx_graph import (
+    INPUT,
+    OUTPUT,
+    Graph,
+    Value,
+    tensor,
+)
+from jaxkd.export.onnx_rules import RULES
+from jaxkd.export.report import Report
+
+OPSET, IR_VERSION = 17, 8
+SAME_SUM = ("reshape", "squeeze", "broadcast_in_dim")
+
+
+def onnx(
+    f: program.Function,
+    image_shape: Sequence[int],
+    path: Any,
+    *,
+    batch: int | None = None,
+    **options: Any,
+) -> Report:
+    """Writes a function of images as an ONNX file, for ONNX Runtime and others.
+
+    The graph is written from the traced program: it does not matter what library the
+    layers are from. Images enter as `[batch, height, width, channels]` and are
+    channels first inside. Values that pass through `quant.fake_quant` become uint8
+    activations, int8 kernels and int32 biases, between which ONNX Runtime finds its
+    integer kernels. Only inference of convolutional networks is covered; loops are not.
+
+    Args:
+      f: images to logits, its parameters closed over, e.g. from `inference`.
+      image_shape: `(height, width, channels)` of one image.
+      path: of the file, in a directory that exists; replaced if it is there.
+      batch: how many images a call takes; None for any number.
+      **options: `name`, `classes`, `examples`, `float_ops` and `measure`, as in
+        `report.options`.
+
+    Returns:
+      What was written. The comparison with JAX and the count of integer operations
+      after optimisation need ONNX Runtime; without it the graph is counted as written.
+
+    Raises:
+      ImportError: without the package `onnx`.
+      NotImplementedError: if the program has an operation that is not covered; it
+        names the operation and its place in the network.
+      ValueError: if a product that was marked as quantized did not become integer.
+      FileNotFoundError: if there is no directory to write to.
+
+    References:
+      ONNX operators, opset 17. https://onnx.ai/onnx/operators/
+      Quantize ONNX models. https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+    """
+    files.check_directory(path)
+    package("onnx")
+    asked = report.options(image_shape, batch, **options)
+    closed = program.trace(f, image_shape, batch)
+    model = emit(closed)
+    notes = files.notes("onnx", image_shape, batch, asked.name, asked.classes)
+    model.metadata_props.add(key=files.KEY, value=notes)
+    blob = model.SerializeToString()
+    run = runner(blob, 1)[0] if has_runtime() else None
+    return report.finish(
+        f,
+        closed,
+        blob,
+        path,
+        format="onnx",
+        ops=count(blob),
+        run=run,
+        options=asked,
+    )
+
+
+def package(name: str) -> Any:
+    """The optional package, or how to install it."""
+    return files.optional(name, "onnx")
+
+
+def emit(closed: Any) -> Any:
+    """The ONNX model of a plain program of images."""
+    import onnx as library
+
+    jaxpr, (x,) = closed.jaxpr, closed.jaxpr.invars
+    graph, shape = Graph([], []), tuple(x.aval.shape)
+    env = {
+        v: Value(tuple(c.shape), const=np.asarray(c))
+        for v, c in zip(jaxpr.constvars, closed.consts, strict=True)
+    }
+    env[x] = Value(shape, INPUT, tuple(range(len(shape))))
+    uses = Counter(v for e in jaxpr.eqns for v in e.invars if not hasattr(v, "val"))
+    for equation in jaxpr.eqns:
+        values = [_read(env, v) for v in equation.invars]
+        outs = _emitted(graph, equation, values)
+        for variable, out in zip(equation.outvars, outs, strict=True):
+            shared = uses[variable] > 1
+            env[variable] = out._replace(node=None) if shared else out
+    out = _read(env, jaxpr.outvars[0])
+    last = tensor(graph, out, range(len(out.shape)))
+    graph.nodes.append(library.helper.make_node("Identity", [last], [OUTPUT]))
+    model = _model(graph, shape, tuple(out.shape))
+    library.checker.check_model(model, full_check=True)
+    return model
+
+
+def _read(env: dict, variable: Any) -> Value:
+    if hasattr(variable, "val"):
+        array = np.asarray(variable.val).astype(variable.aval.dtype)
+        return Value(tuple(array.shape), const=array)
+    return env[variable]
+
+
+def _emitted(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
+    """The results of one equation, by its rule."""
+    name = equation.primitive.name
+    where = str(equation.source_info.name_stack) or "f"
+    if name not in RULES:
+        raise NotImplementedError(
+            f"no ONNX operation is written for {name!r}, used in {where}; there are "
+            f"{sorted(RULES)}"
+        )
+    rule: Callable = RULES[name]
+    try:
+        outs = rule(graph, equation, *values)
+        if name in SAME_SUM and values[0].total is not None:
+            mean, count = values[0].total
+            outs = outs._replace(total=(rule(graph, equation, mean), count))
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{name!r} in {where}: {error}") from error
+    return outs if isinstance(outs, list) else [outs]
+
+
+def _model(graph: Graph, inputs: tuple, outputs: tuple) -> Any:
+    """The model of those nodes that the output needs."""
+    from onnx import TensorProto, helper
+
+    nodes, needed = [], {OUTPUT}
+    for made in reversed(graph.nodes):
+        if needed & set(made.output):
+            nodes.append(made)
+            needed |= set(made.input)
+    sizes = lambda shape: [n if isinstance(n, int) else str(n) for n in shape]
+    described = helper.make_graph(
+        nodes[::-1],
+        "jaxkd",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, sizes(inputs))],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, sizes(outputs))],
+        [c for c in graph.constants if c.name in needed],
+    )
+    return helper.make_model(
+        described,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="jaxkd",
+    )
+
+
+def count(blob: bytes) -> tuple[Counter, Counter]:
+    """Operations of integers and of floats, as ONNX Runtime runs them if it is here."""
+    import onnx as library
+
+    model = library.load_from_string(_optimised(blob) or blob)
+    return count_nodes(model.graph)
+
+
+# They move numbers or change their type: neither integer nor float arithmetic.
+MOVES = {
+    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice"),
+    *("Shape", "Cast", "Expand", "Split", "Constant", "ReorderInput", "ReorderOutput"),
+    *("QuantizeLinear", "DequantizeLinear"),
+}
+FLOAT_OUT = ("DequantizeLinear", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+
+
+def count_nodes(graph: Any) -> tuple[Counter, Counter]:
+    """Sorts operations by what their inputs are, followed from the graph's input."""
+    floats = {value.name for value in graph.input}
+    integer, real = Counter(), Counter()  # type: ignore[var-annotated]
+    stored = {c.name for c in graph.initializer}
+    for made in graph.node:
+        quantized = made.op_type.startswith("QLinear") or made.op_type == "QGemm"
+        fed = [n for n in made.input if n and n not in stored]
+        is_float = not quantized and any(n in floats for n in fed)
+        if made.op_type not in MOVES:
+            (real if is_float else integer)[made.op_type] += 1
+        to_float = made.op_type == "QGemm" and len(made.input) < 8
+        passed_on = is_float and made.op_type != "QuantizeLinear"
+        if made.op_type in FLOAT_OUT or to_float or passed_on:
+            floats |= set(made.output)
+    return integer, real
+
+
+def has_runtime() -> bool:
+    """Whether ONNX Runtime is installed."""
+    try:
+        package("onnxruntime")
+    except ImportError:
+        return False
+    return True
+
+
+def _optimised(blob: bytes) -> bytes | None:
+    """The graph that ONNX Runtime makes of a file, or None without it."""
+    if not has_runtime():
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory, "optimised.onnx")
+        session(blob, optimised=str(path))
+        return path.read_bytes()
+
+
+def session(blob: bytes, threads: int = 1, optimised: str = "") -> Any:
+    """An ONNX Runtime session on the CPU."""
+    runtime = package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.log_severity_level = (
+        3  # it warns that the optimised graph is this machine's
+    )
+    if optimised:
+        options.optimized_model_filepath = optimised
+    return runtime.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
+
+
+def runner(blob: bytes, threads: int) -> tuple[Callable, str]:
+    """`images -> logits` by ONNX Runtime, and the notes in the file."""
+    opened = session(blob, threads)
+    notes = opened.get_modelmeta().custom_metadata_map.get(files.KEY, "")
+    (x,) = opened.get_inputs()
+    return lambda images: opened.run(None, {x.name: images})[0], notes

@@ -1,0 +1,91 @@
+"""Files that are whole or not there, and the notes kept inside them."""
+
+import importlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+VERSION = 1  # of the notes; files of another version are refused
+KEY = "jaxkd"
+
+
+def check_directory(path: str | os.PathLike) -> None:
+    """There is a directory to write `path` to; asked before any work starts."""
+    parent = pathlib.Path(path).absolute().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"no directory {parent} to write {path} to")
+    if pathlib.Path(path).is_dir():
+        raise ValueError(f"path must be a file, got the directory {path}")
+
+
+def write(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file, whole or not at all; what was there stays until it is whole."""
+    path = pathlib.Path(path).absolute()
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # a temporary file is its owner's alone
+        os.replace(name, path)
+    except BaseException:
+        pathlib.Path(name).unlink(missing_ok=True)
+        raise
+
+
+def notes(
+    format: str,
+    image_shape: Sequence[int],
+    batch: int | None,
+    name: str,
+    classes: Sequence[str],
+) -> str:
+    """What `load` wants to know of a file, as JSON."""
+    return json.dumps(
+        {
+            "version": VERSION,
+            "format": format,
+            "name": name,
+            "image_shape": [int(n) for n in image_shape],
+            "batch": batch,
+            "classes": list(classes),
+        }
+    )
+
+
+def read_notes(text: str | bytes, path: Any) -> dict[str, Any]:
+    """The notes of a file.
+
+    Raises:
+      ValueError: if they are not notes of this version.
+    """
+    try:
+        found = json.loads(text)
+        version = found["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} was not written by jaxkd.export") from error
+    if version != VERSION:
+        raise ValueError(
+            f"{path} is of format version {version!r}; this jaxkd reads {VERSION}"
+        )
+    return found
+
+
+def optional(package: str, extra: str) -> Any:
+    """A package that not everybody installs.
+
+    Raises:
+      ImportError: without it, saying what to install.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{package} is needed: pip install 'jaxkd-distill[{extra}]'"
+        ) from error

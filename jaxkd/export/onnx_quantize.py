@@ -1,0 +1,45 @@
+"""The rule of the ONNX emitter for values that are marked as quantized."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxkd.export import census
+from jaxkd.export.onnx_graph import Graph, Int8, Value, constant, node, tensor
+
+
+def quantize(graph: Graph, equation: Any, *values: Value) -> Value:
+    """A marked value: QuantizeLinear and DequantizeLinear, or stored integers."""
+    marks, x = census.attributes(equation), values[-1]
+    scale = np.asarray(marks["scale"], np.float32).reshape(-1)
+    zero = np.asarray(marks.get("zero_point", 0)).reshape(-1)
+    most = {"i8": 127, "i4": 7}.get(str(marks.get("dtype")))
+    if most is None or not scale.size:
+        raise NotImplementedError(f"quantization {marks}")
+    least = -most if marks.get("narrow_range") else -most - 1
+    axis = marks.get("quantization_dimension")
+    if x.const is not None:
+        return _stored(x, scale, zero, axis, (least, most))
+    if scale.size != 1:
+        raise NotImplementedError("activations with a scale for each channel")
+    arguments = [constant(graph, scale[0]), constant(graph, np.uint8(zero[0] + 128))]
+    name = node(graph, "QuantizeLinear", [tensor(graph, x, x.order), *arguments])
+    if most != 127:
+        bounds = [constant(graph, np.uint8(v + 128)) for v in (least, most)]
+        name = node(graph, "Clip", [name, *bounds])
+    name = node(graph, "DequantizeLinear", [name, *arguments])
+    return Value(x.shape, name, x.order, scale=float(scale[0]))
+
+
+def _stored(x: Value, scale: Any, zero: Any, axis: Any, bounds: tuple) -> Value:
+    """Integers of a constant; kernels are symmetric in every runtime."""
+    if np.any(zero):
+        raise NotImplementedError("a constant with a zero point")
+    along = [1] * len(x.shape)
+    if axis is not None and scale.size > 1:
+        along[axis] = -1
+    steps = np.round(np.asarray(x.const, np.float32) / scale.reshape(along))
+    numbers = np.clip(steps, *bounds).astype(np.int8)
+    if scale.size == 1:
+        scale, axis = scale[:1], None
+    return Value(x.shape, const=x.const, grid=Int8(numbers, scale, axis))

@@ -1,0 +1,375 @@
+"""For each primitive of a CNN's plain program, the ONNX operations that compute it.
+
+A rule takes the graph, the equation and its operands, and returns the result's value.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxkd.export import onnx_moves as moves, onnx_quantize
+from jaxkd.export.onnx_graph import (
+    Graph,
+    Value,
+    aligned,
+    constant,
+    dequantized,
+    node,
+    pads,
+    shape_of,
+    tensor,
+)
+
+IMAGE = (0, 3, 1, 2)
+
+
+def _dtype(equation: Any, of_input: int | None = None) -> np.dtype:
+    variable = equation.outvars[0] if of_input is None else equation.invars[of_input]
+    return np.dtype(variable.aval.dtype)
+
+
+def elementwise(kind: str) -> Callable:
+    """Operands of one shape, or scalars, or with axes of length 1."""
+
+    def rule(graph: Graph, equation: Any, *values: Value) -> Value:
+        names, order = aligned(graph, values)
+        return Value(shape_of(equation), node(graph, kind, names), order)
+
+    return rule
+
+
+def maximum(graph: Graph, equation: Any, *values: Value) -> Value:
+    """ReLU where it is one, which runtimes fuse."""
+    flat = [v for v in values if v.const is not None and not np.any(v.const)]
+    if not flat or len(values) != 2 or _dtype(equation) != np.float32:
+        return elementwise("Max")(graph, equation, *values)
+    (x,) = (v for v in values if v is not flat[0])
+    return Value(
+        shape_of(equation), node(graph, "Relu", [tensor(graph, x, x.order)]), x.order
+    )
+
+
+def minimum(graph: Graph, equation: Any, *values: Value) -> Value:
+    """Relu6 and its like as Clip, where the bound is one number."""
+    bounds = [v for v in values if v.const is not None and v.const.size == 1]
+    if len(bounds) != 1 or _dtype(equation) != np.float32:
+        return elementwise("Min")(graph, equation, *values)
+    (x,) = (v for v in values if v is not bounds[0])
+    return _clip(graph, x, None, bounds[0].const)
+
+
+def _clip(graph: Graph, x: Value, low: Any, high: Any) -> Value:
+    """Bounds that follow a ReLU are those of one Clip with it."""
+    name = tensor(graph, x, x.order)
+    last = graph.nodes[-1:]
+    if low is None and last and (last[0].op_type, *last[0].output) == ("Relu", name):
+        name, low = last[0].input[0], np.float32(0)
+    bound = lambda v: "" if v is None else constant(graph, np.float32(np.ravel(v)[0]))
+    out = node(graph, "Clip", [name, bound(low), bound(high)])
+    return Value(x.shape, out, x.order)
+
+
+def clamp(graph: Graph, equation: Any, low: Value, x: Value, high: Value) -> Value:
+    """Both bounds are one number."""
+    if any(v.const is None or v.const.size != 1 for v in (low, high)):
+        raise NotImplementedError("clamp of which a bound is an array")
+    return _clip(graph, x, low.const, high.const)
+
+
+def add(graph: Graph, equation: Any, left: Value, right: Value) -> Value:
+    """A constant for each channel becomes the bias of the product before it."""
+    x, c = (right, left) if left.const is not None else (left, right)
+    channels = shape_of(equation)[-1] if shape_of(equation) else 1
+    fits = c.const is not None and c.const.shape[-1:] == (channels,) == (c.const.size,)
+    if x.node is None or not fits:
+        return elementwise("Add")(graph, equation, left, right)
+    x.node.input.append(
+        _bias(graph, x, np.ravel(np.asarray(c.const)).astype(np.float32))
+    )
+    # The product comes after what it now needs.
+    at = next(i for i, made in enumerate(graph.nodes) if made is x.node)
+    graph.nodes.append(graph.nodes.pop(at))
+    return x._replace(node=None, sums=None)
+
+
+def _bias(graph: Graph, x: Value, bias: np.ndarray) -> str:
+    """In int32 on the grid of the sums, as integer kernels want it."""
+    if x.sums is None:
+        return constant(graph, bias)
+    scale = np.broadcast_to(x.sums, bias.shape)
+    scale = np.ascontiguousarray(scale, np.float32)
+    limits = np.iinfo(np.int32)
+    steps = np.clip(np.round(bias.astype(np.float64) / scale), limits.min, limits.max)
+    names = [
+        constant(graph, steps.astype(np.int32)),
+        constant(graph, scale),
+        constant(graph, np.zeros(bias.shape, np.int32)),
+    ]
+    return node(graph, "DequantizeLinear", names, axis=0)
+
+
+def _weight(graph: Graph, kernel: Value, order: Sequence[int]) -> str:
+    if kernel.grid is not None:
+        return dequantized(graph, kernel.grid, order)
+    return tensor(graph, kernel, order)
+
+
+def convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
+    """Grouped, depthwise and dilated ones too; of two spatial axes."""
+    p = equation.params
+    numbers, rank = p["dimension_numbers"], len(x.shape)
+    if rank != 4 or p["batch_group_count"] != 1 or set(p["lhs_dilation"]) != {1}:
+        raise NotImplementedError("convolution other than of images")
+    if any(n < 0 for pad in p["padding"] for n in pad):
+        raise NotImplementedError("convolution with negative padding")
+    if _dtype(equation, 0) != np.float32:
+        raise NotImplementedError("convolution of " + str(_dtype(equation, 0)))
+    names = [
+        tensor(graph, x, numbers.lhs_spec),
+        _weight(graph, kernel, numbers.rhs_spec),
+    ]
+    out = node(
+        graph,
+        "Conv",
+        names,
+        kernel_shape=[kernel.shape[axis] for axis in numbers.rhs_spec[2:]],
+        strides=list(p["window_strides"]),
+        pads=pads(p["padding"]),
+        dilations=list(p["rhs_dilation"]),
+        group=p["feature_group_count"],
+    )
+    made = Value(shape_of(equation), out, tuple(numbers.out_spec))
+    return _product(graph, made, x, kernel)
+
+
+def _product(graph: Graph, made: Value, x: Value, kernel: Value) -> Value:
+    sums = None
+    if kernel.grid is not None and x.scale is not None:
+        sums = kernel.grid.scale * np.float32(x.scale)
+    return made._replace(node=graph.nodes[-1], sums=sums)
+
+
+def dot(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+    """Gemm for a dense layer of vectors, MatMul for the rest."""
+    (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
+    if _dtype(equation, 0) != np.float32:
+        raise NotImplementedError("product of " + str(_dtype(equation, 0)))
+    free = lambda v, *used: [i for i in range(len(v.shape)) if i not in used]
+    mine, others = free(x, *left, *left_batch), free(y, *right, *right_batch)
+    if len(left) != 1:
+        raise NotImplementedError("product over other than one axis")
+    first, second = (*left_batch, *mine, *left), (*right_batch, *right, *others)
+    shape, order = shape_of(equation), tuple(range(len(shape_of(equation))))
+    if len(x.shape) == len(y.shape) == 2 and not left_batch:
+        names = [tensor(graph, x, first), _weight(graph, y, second)]
+        return _product(graph, Value(shape, node(graph, "Gemm", names), order), x, y)
+    outer = len(left_batch)
+    if len(others) == 1 and (len(mine) == 1 or not outer):
+        names = [tensor(graph, x, first), _weight(graph, y, second)]
+        return Value(shape, node(graph, "MatMul", names), order)
+    names = [  # one free axis each, as MatMul wants them
+        _folded(graph, tensor(graph, x, first), x, first, (outer, outer + len(mine))),
+        _folded(graph, tensor(graph, y, second), y, second, (outer + 1, len(second))),
+    ]
+    product = node(graph, "MatMul", names)
+    sizes = moves.sizes(graph, shape)
+    return Value(shape, node(graph, "Reshape", [product, sizes]), order)
+
+
+def _folded(
+    graph: Graph, name: str, x: Value, order: Sequence[int], axes: tuple[int, int]
+) -> str:
+    """The tensor with these axes, of the order that it lies in, as one."""
+    sizes = [x.shape[axis] for axis in order]
+    before, some, after = sizes[: axes[0]], sizes[slice(*axes)], sizes[axes[1] :]
+    if not all(isinstance(n, int) for n in some):
+        raise NotImplementedError("product whose free axes are the batch's")
+    wanted = moves.sizes(graph, [*before, math.prod(some), *after])
+    return node(graph, "Reshape", [name, wanted])
+
+
+def reduce_sum(graph: Graph, equation: Any, x: Value) -> Value:
+    """Over any axes; of all positions of images, as a multiple of their mean."""
+    gone = tuple(equation.params["axes"])
+    axes = np.asarray([x.order.index(axis) for axis in gone], np.int64)
+    names = [tensor(graph, x, x.order), constant(graph, axes)]
+    out, shape = node(graph, "ReduceSum", names, keepdims=0), shape_of(equation)
+    made = Value(shape, out, _order_without(x, gone))
+    if gone != (1, 2) or len(x.shape) != 4:
+        return made
+    pooled = node(graph, "GlobalAveragePool", [tensor(graph, x)])
+    places = constant(graph, np.asarray([2, 3], np.int64))
+    mean = Value(shape, node(graph, "Squeeze", [pooled, places]), (0, 1))
+    return made._replace(total=(mean, math.prod(x.shape[1:3])))
+
+
+def _order_without(x: Value, gone: Sequence[int]) -> tuple[int, ...]:
+    kept = [axis for axis in x.order if axis not in gone]
+    return tuple(sorted(kept).index(axis) for axis in kept)
+
+
+def reduce_max(graph: Graph, equation: Any, x: Value) -> Value:
+    """ReduceMax, whose axes were an attribute in the opset that is written."""
+    gone = tuple(equation.params["axes"])
+    axes = [x.order.index(axis) for axis in gone]
+    name = {"reduce_max": "ReduceMax", "reduce_min": "ReduceMin"}
+    kind = name[equation.primitive.name]
+    out = node(graph, kind, [tensor(graph, x, x.order)], axes=axes, keepdims=0)
+    return Value(shape_of(equation), out, _order_without(x, gone))
+
+
+def divide(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+    """A sum over its count is a mean, for which runtimes have integer kernels."""
+    if x.total is not None and y.const is not None and y.const.size == 1:
+        mean, count = x.total
+        if float(np.ravel(y.const)[0]) == count:
+            return mean
+    return elementwise("Div")(graph, equation, x, y)
+
+
+def multiply(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+    """As `divide`, by the inverse."""
+    if x.total is not None and y.const is not None and y.const.size == 1:
+        mean, count = x.total
+        if np.float32(np.ravel(y.const)[0]) == np.float32(1 / count):
+            return mean
+    return elementwise("Mul")(graph, equation, x, y)
+
+
+def window(graph: Graph, equation: Any, x: Value) -> Value:
+    """Max pooling, or the sum over windows as a multiple of their mean."""
+    p = equation.params
+    sizes, padding = p["window_dimensions"], p["padding"]
+    outer = (sizes[0], sizes[-1], *padding[0], *padding[-1])
+    if len(sizes) != 4 or outer != (1, 1, 0, 0, 0, 0) or set(p["base_dilation"]) != {1}:
+        raise NotImplementedError("windows other than of height and width")
+    attributes = {
+        "kernel_shape": list(sizes[1:3]),
+        "strides": list(p["window_strides"][1:3]),
+        "pads": pads(padding[1:3]),
+    }
+    name, shape = tensor(graph, x, IMAGE), shape_of(equation)
+    if equation.primitive.name == "reduce_window_max":
+        dilations = list(p["window_dilation"][1:3])
+        out = node(graph, "MaxPool", [name], dilations=dilations, **attributes)
+        return Value(shape, out, IMAGE, scale=x.scale)
+    if set(p["window_dilation"]) != {1}:
+        raise NotImplementedError("sum over dilated windows")
+    mean = node(graph, "AveragePool", [name], count_include_pad=1, **attributes)
+    count = math.prod(sizes)
+    total = node(graph, "Mul", [mean, constant(graph, np.float32(count))])
+    return Value(shape, total, IMAGE, total=(Value(shape, mean, IMAGE), count))
+
+
+def cast(graph: Graph, equation: Any, x: Value) -> Value:
+    """Nothing, where the type is the same."""
+    from onnx import helper
+
+    if _dtype(equation, 0) == _dtype(equation):
+        return x
+    to = helper.np_dtype_to_tensor_dtype(_dtype(equation))
+    return Value(
+        x.shape, node(graph, "Cast", [tensor(graph, x, x.order)], to=to), x.order
+    )
+
+
+def integer_pow(graph: Graph, equation: Any, x: Value) -> Value:
+    """Pow by a number."""
+    names = [
+        tensor(graph, x, x.order),
+        constant(graph, np.float32(equation.params["y"])),
+    ]
+    return Value(x.shape, node(graph, "Pow", names), x.order)
+
+
+def square(graph: Graph, equation: Any, x: Value) -> Value:
+    """The value times itself."""
+    name = tensor(graph, x, x.order)
+    return Value(x.shape, node(graph, "Mul", [name, name]), x.order)
+
+
+def inverse_root(graph: Graph, equation: Any, x: Value) -> Value:
+    """1 / sqrt(x)."""
+    root = node(graph, "Sqrt", [tensor(graph, x, x.order)])
+    return Value(x.shape, node(graph, "Reciprocal", [root]), x.order)
+
+
+def erfc(graph: Graph, equation: Any, x: Value) -> Value:
+    """1 - erf(x)."""
+    name = node(graph, "Erf", [tensor(graph, x, x.order)])
+    out = node(graph, "Sub", [constant(graph, np.float32(1)), name])
+    return Value(x.shape, out, x.order)
+
+
+def expm1(graph: Graph, equation: Any, x: Value) -> Value:
+    """exp(x) - 1."""
+    name = node(graph, "Exp", [tensor(graph, x, x.order)])
+    out = node(graph, "Sub", [name, constant(graph, np.float32(1))])
+    return Value(x.shape, out, x.order)
+
+
+def select(graph: Graph, equation: Any, which: Value, *cases: Value) -> Value:
+    """Where, of two cases by a condition."""
+    if len(cases) != 2 or _dtype(equation, 0) != np.bool_:
+        raise NotImplementedError("select of more than two cases")
+    (condition, no, yes), order = aligned(graph, [which, *cases])
+    return Value(shape_of(equation), node(graph, "Where", [condition, yes, no]), order)
+
+
+RULES: dict[str, Callable] = {
+    "abs": elementwise("Abs"),
+    "add": add,
+    "add_any": add,
+    "and": elementwise("And"),
+    "broadcast_in_dim": moves.broadcast,
+    "ceil": elementwise("Ceil"),
+    "clamp": clamp,
+    "composite": onnx_quantize.quantize,
+    "concatenate": moves.concatenate,
+    "conv_general_dilated": convolution,
+    "convert_element_type": cast,
+    "div": divide,
+    "dot_general": dot,
+    "eq": elementwise("Equal"),
+    "erf": elementwise("Erf"),
+    "erfc": erfc,
+    "exp": elementwise("Exp"),
+    "expm1": expm1,
+    "floor": elementwise("Floor"),
+    "ge": elementwise("GreaterOrEqual"),
+    "gt": elementwise("Greater"),
+    "integer_pow": integer_pow,
+    "le": elementwise("LessOrEqual"),
+    "log": elementwise("Log"),
+    "logistic": elementwise("Sigmoid"),
+    "lt": elementwise("Less"),
+    "max": maximum,
+    "min": minimum,
+    "mul": multiply,
+    "neg": elementwise("Neg"),
+    "not": elementwise("Not"),
+    "or": elementwise("Or"),
+    "pad": moves.pad,
+    "pow": elementwise("Pow"),
+    "reduce_max": reduce_max,
+    "reduce_min": reduce_max,
+    "reduce_sum": reduce_sum,
+    "reduce_window_max": window,
+    "reduce_window_sum": window,
+    "reshape": moves.reshape,
+    "round": elementwise("Round"),
+    "rsqrt": inverse_root,
+    "select_n": select,
+    "sign": elementwise("Sign"),
+    "slice": moves.slices,
+    "split": moves.split,
+    "sqrt": elementwise("Sqrt"),
+    "square": square,
+    "squeeze": moves.squeeze,
+    "stack": moves.stack,
+    "sub": elementwise("Sub"),
+    "tanh": elementwise("Tanh"),
+    "transpose": moves.transpose,
+}
