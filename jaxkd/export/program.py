@@ -160,7 +160,7 @@ def value(x: Any) -> Any:
     if x.shift is None:
         return out
     shift = x.shift.reshape((1,) * (x.rank - 1) + (-1,)).astype(out.dtype)
-    return lax.add_p.bind(out, shift)
+    return lax.add(out, shift)
 
 
 def _equation(equation: Any, values: list, seen: dict) -> list:
@@ -230,7 +230,7 @@ def _scaled(x: Array, scale: np.ndarray | None) -> Array:
     if scale is None:
         return x
     shape = (1,) * (x.ndim - 1) + (-1,)
-    return lax.mul_p.bind(x, scale.reshape(shape).astype(x.dtype))
+    return lax.mul(x, scale.reshape(shape).astype(x.dtype))
 
 
 def _linear(equation: Any, x: Any, kernel: Any) -> Deferred | None:
@@ -291,7 +291,8 @@ def _slice_of(params: dict, values: list) -> Array | None:
     for axis, place in zip(numbers.start_index_map, places, strict=True):
         starts[axis] = int(place)
     limits = [start + size for start, size in zip(starts, sizes, strict=True)]
-    out = x if tuple(limits) == x.shape else lax.slice(x, starts, limits)
+    whole = not any(starts) and tuple(limits) == x.shape
+    out = x if whole else lax.slice(x, starts, limits)
     shape = [n for i, n in enumerate(sizes) if i not in numbers.collapsed_slice_dims]
     return out if len(shape) == len(sizes) else lax.reshape(out, shape)
 
