@@ -16,7 +16,9 @@ LAYERS = [
     "distill terms",
     "train evaluate checkpoint log cache schemes transfer",
     "compress",
-    "pipeline export report",
+    "export report",
+    "pipeline",
+    "__main__",
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
 

@@ -55,7 +55,8 @@ class ImagenetResNet(nn.Module):
             block = lambda i=i, **how: kind(
                 self.width * 2 ** (i - 1), train=train, dtype=self.dtype, **how
             )
-            x = residual_stage(x, i, block, blocks, 1 if i == 1 else 2, taps)
+            widens, strides = i > 1 or self.bottleneck, 1 if i == 1 else 2
+            x = residual_stage(x, i, block, blocks, strides, taps, widens=widens)
         taps["unpooled"] = x
         x = taps["pooled"] = global_mean(x)
         return head(self.classes, self.dtype)(x), taps

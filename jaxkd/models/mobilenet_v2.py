@@ -42,6 +42,7 @@ class InvertedResidual(nn.Module):
     relu6: bool
     train: bool
     dtype: Any = None
+    joins: bool = False  # said, not seen: pruning may make two widths equal
 
     @nn.compact
     def __call__(self, x):
@@ -58,7 +59,7 @@ class InvertedResidual(nn.Module):
         y = activate(norm(self.train, name="norm2", dtype=self.dtype)(y))
         y = conv(self.width, 1, name="conv3", dtype=self.dtype)(y)
         y = norm(self.train, name="norm3", dtype=self.dtype)(y)
-        return x + y if self.strides == 1 and x.shape[-1] == self.width else y
+        return x + y if self.joins else y
 
 
 class MobileNetV2(nn.Module):
@@ -81,17 +82,20 @@ class MobileNetV2(nn.Module):
         x = conv(int(32 * self.width), 3, 2, name="stem_conv", dtype=self.dtype)(x)
         x = activate(norm(train, name="stem_norm", dtype=self.dtype)(x))
         taps["stem"] = x
+        before = int(32 * self.width)
         for i in range(1, len(STAGES) + 1):
             for j, (width, strides, hidden) in enumerate(self._blocks(i), start=1):
                 x = InvertedResidual(
                     width,
                     strides,
-                    None if hidden is None else hidden * x.shape[-1],
+                    None if hidden is None else hidden * before,
                     self.relu6,
                     train,
                     self.dtype,
+                    joins=strides == 1 and width == before,
                     name=f"stage{i}_block{j}",
                 )(x)
+                before = width
             taps[f"stage{i}"] = taps[f"stage{i}_pre"] = x
         x = conv(
             int(1280 * max(1.0, self.width)), 1, name="last_conv", dtype=self.dtype

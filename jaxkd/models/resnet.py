@@ -38,6 +38,7 @@ class BasicBlock(nn.Module):
     strides: int
     train: bool
     dtype: Any = None
+    projects: bool = False  # said, not seen: pruning may make two widths equal
 
     @nn.compact
     def __call__(self, x):
@@ -56,6 +57,7 @@ class Bottleneck(nn.Module):
     strides: int
     train: bool
     dtype: Any = None
+    projects: bool = False  # said, not seen: pruning may make two widths equal
 
     @nn.compact
     def __call__(self, x):
@@ -70,17 +72,21 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(block, x, width):
-    """`x`, projected by a 1x1 convolution and BatchNorm if its shape changes."""
-    if block.strides == 1 and x.shape[-1] == width:
+    """`x`, projected by a 1x1 convolution and BatchNorm where its shape changes."""
+    if not block.projects:
         return x
     x = conv(width, 1, block.strides, name="shortcut_conv", dtype=block.dtype)(x)
     return norm(block.train, name="shortcut_norm", dtype=block.dtype)(x)
 
 
-def residual_stage(x, stage, block, blocks, strides, taps):
+def residual_stage(x, stage, block, blocks, strides, taps, *, widens):
     """`stage{i}_block1` ...: the first has the stride; puts down the stage's taps."""
     for j in range(1, blocks + 1):
-        x = block(strides=strides if j == 1 else 1, name=f"stage{stage}_block{j}")(x)
+        x = block(
+            strides=strides if j == 1 else 1,
+            projects=j == 1 and (widens or strides != 1),
+            name=f"stage{stage}_block{j}",
+        )(x)
         taps[f"stage{stage}_pre"] = x
         x = nn.relu(x)
     taps[f"stage{stage}"] = x
@@ -108,7 +114,9 @@ class ResNet(nn.Module):
             block = lambda width=width, **how: kind(
                 width, train=train, dtype=self.dtype, **how
             )
-            x = residual_stage(x, i, block, self.blocks, 1 if i == 1 else 2, taps)
+            widens = width != self.widths[i - 1]
+            strides = 1 if i == 1 else 2
+            x = residual_stage(x, i, block, self.blocks, strides, taps, widens=widens)
         taps["unpooled"] = x
         x = taps["pooled"] = global_mean(x)
         return head(self.classes, self.dtype)(x), taps

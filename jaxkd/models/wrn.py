@@ -32,13 +32,14 @@ class PreActivationBlock(nn.Module):
     train: bool
     dropout: float = 0.0
     dtype: Any = None
+    projects: bool = False  # said, not seen: pruning may make two widths equal
 
     @nn.compact
     def __call__(self, x):
         """The sum of branch and shortcut, and the input's BatchNorm before ReLU."""
         before = norm(self.train, name="norm1", dtype=self.dtype)(x)
         y = nn.relu(before)
-        if x.shape[-1] != self.width:
+        if self.projects:
             x = conv(
                 self.width, 1, self.strides, name="shortcut_conv", dtype=self.dtype
             )(y)
@@ -65,6 +66,7 @@ class WideResNet(nn.Module):
         x = taps["stem"] = conv(16, 3, name="stem_conv", dtype=self.dtype)(x)
         kind = nn.remat(PreActivationBlock) if self.remat else PreActivationBlock
         for i in (1, 2, 3):
+            widens = i > 1 or self.widen > 1
             for j in range(1, self.blocks + 1):
                 x, before = kind(
                     width=2 ** (i + 3) * self.widen,
@@ -72,6 +74,7 @@ class WideResNet(nn.Module):
                     train=train,
                     dropout=self.dropout,
                     dtype=self.dtype,
+                    projects=widens and j == 1,
                     name=f"stage{i}_block{j}",
                 )(x)
                 if i > 1 and j == 1:

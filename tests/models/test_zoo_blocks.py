@@ -141,13 +141,17 @@ def split_strided(f, x):
 
 # Block, channels that go in, its definition.
 CASES = {
-    "basic": (BasicBlock(6, 2, False), 4, basic),
+    "basic": (BasicBlock(6, 2, False, projects=True), 4, basic),
     "basic_same": (BasicBlock(4, 1, False), 4, basic_same),
-    "bottleneck": (Bottleneck(2, 2, False), 4, bottleneck),
-    "pre_activation": (PreActivationBlock(6, 2, False), 4, pre_activation),
+    "bottleneck": (Bottleneck(2, 2, False, projects=True), 4, bottleneck),
+    "pre_activation": (
+        PreActivationBlock(6, 2, False, projects=True),
+        4,
+        pre_activation,
+    ),
     "pre_activation_same": (PreActivationBlock(4, 1, False), 4, pre_activation_same),
     "separable": (SeparableBlock(6, 2, False), 4, separable),
-    "inverted": (InvertedResidual(4, 1, 8, True, False), 4, inverted),
+    "inverted": (InvertedResidual(4, 1, 8, True, False, joins=True), 4, inverted),
     "inverted_strided": (
         InvertedResidual(4, 2, None, False, False),
         4,
