@@ -1,0 +1,97 @@
+"""The report of runs: what it is made of, in order, and the files it becomes."""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+from jaxkd.report import charts, courses, facts, page, predictions, results
+from jaxkd.report.blocks import Block, Heading, Note, Picture
+from jaxkd.report.merging import Group, grouped
+from jaxkd.report.reading import read
+
+
+def write(
+    runs: Sequence[str | os.PathLike], out: str | os.PathLike | None = None
+) -> list[pathlib.Path]:
+    """Writes the report of one run, or of several beside each other.
+
+    Runs whose configurations differ in the seed alone are one row: a mean and its
+    sample standard deviation. What a run does not have (a stage not done, a teacher,
+    exported files, matplotlib) is left out, and the report says so. The same runs give
+    the same bytes.
+
+    Args:
+      runs: run directories; the format is that of `jaxkd.pipeline`.
+      out: the folder for the report; by default the first run.
+
+    Returns:
+      The files: `report.md`, `report.html`, and the charts of the former,
+      `pictures/*.svg`.
+
+    Raises:
+      ValueError: if `runs` is empty, or something is not a run directory or is of
+        another format.
+      OSError: if `out` cannot be written.
+    """
+    if isinstance(runs, str | os.PathLike):
+        raise ValueError(f"runs must be a sequence of run directories, got {runs!r}")
+    places = {pathlib.Path(run).resolve(): pathlib.Path(run) for run in runs}
+    if not places:
+        raise ValueError("runs must name at least one run directory, got none")
+    groups = grouped([read(place) for place in places.values()])
+    title = ", ".join(dict.fromkeys(group.runs[0].name for group in groups))
+    blocks = contents(groups)
+    folder = pathlib.Path(next(iter(places.values())) if out is None else out)
+    pictures = {
+        f"pictures/{block.name}.svg": page.standalone(block.svg)
+        for block in blocks
+        if isinstance(block, Picture)
+    }
+    texts = {
+        "report.md": page.markdown(title, blocks),
+        "report.html": page.html(title, blocks),
+        **pictures,
+    }
+    return [_put(folder / name, text) for name, text in texts.items()]
+
+
+def contents(groups: Sequence[Group]) -> list[Block]:
+    """The report as blocks, which know neither HTML nor Markdown."""
+    blocks: list[Block] = []
+    notes = [note for group in groups for run in group.runs for note in run.notes]
+    notes += [note for group in groups for note in group.notes]
+    if not charts.available():
+        notes.append(
+            "The charts are missing: they need matplotlib "
+            "(pip install 'jaxkd-distill[plots]')."
+        )
+    blocks += [Note(note) for note in notes]
+    if len(groups) > 1:
+        blocks += results.comparison(groups)
+    for number, group in enumerate(groups):
+        name = f"run{number}"
+        if len(groups) > 1:
+            blocks.append(Heading(group.name, 2))
+        blocks += results.blocks(group, name)
+        blocks += predictions.blocks(group)
+        blocks += courses.blocks(group, name)
+        blocks += facts.blocks(group)
+    return blocks
+
+
+def _put(path: pathlib.Path, text: str) -> pathlib.Path:
+    """Writes a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # a temporary file is its owner's alone
+        os.replace(name, path)
+    except BaseException:
+        pathlib.Path(name).unlink(missing_ok=True)
+        raise
+    return path
