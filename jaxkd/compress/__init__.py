@@ -1,0 +1,1 @@
+"""Compression: networks made smaller, which run as before."""

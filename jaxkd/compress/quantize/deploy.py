@@ -1,0 +1,172 @@
+"""The quantized network as a function that a converter turns into integers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jaxkd.compress.quantize.config import Quantization
+from jaxkd.compress.quantize.fake import Grid, integers, levels
+from jaxkd.compress.quantize.net import (
+    RANGES,
+    Context,
+    fake_activation,
+    fake_weight,
+)
+from jaxkd.compress.quantize.plan import Point, Weight
+from jaxkd.compress.quantize.run import Arithmetic, Tensor, plainly, same, untouched
+from jaxkd.models.convolution import plain_convolutions
+from jaxkd.models.net import Net
+from jaxkd.types import Params, State
+
+COMPOSITE = "quant.fake_quant"
+
+
+def deployed(
+    net: Net, params: Params, state: State, config: Quantization
+) -> Callable[[Array], Array]:
+    """The network as `f(x) -> logits`, its quantized tensors marked for a converter.
+
+    Every quantized tensor passes through `jax.lax.composite`, of the name
+    "quant.fake_quant" and with these attributes:
+
+    * `scale`: float32 `[1]`, or `[channels]`;
+    * `zero_point`: int64 of the same shape;
+    * `dtype`: "i8", or "i4" of 4 bits or fewer;
+    * `narrow_range`: whether the least integer is left out, as in kernels;
+    * `quantization_dimension`: the axis of the channels, if there are several scales.
+
+    The tensor is the composite's last operand. What merely moves quantized numbers
+    (reshape, the maximum of a window) is marked again, so that every operation between
+    two marks can be an integer one. With dynamic ranges, or none, only kernels are
+    marked: a runtime measures activations by itself.
+
+    The values are those of the network itself with `train=False`; with dynamic ranges
+    those of the network with only its kernels quantized.
+
+    Args:
+      net: from `quantized`.
+      params: its parameters; they become constants.
+      state: its state, calibrated or trained.
+      config: as given to `quantized`.
+
+    Returns:
+      A pure function of images `[batch, height, width, channels]`. JAX cannot lower a
+      composite of symbolic shape: export it at a fixed batch size.
+
+    Raises:
+      ValueError: if a static range was never measured, naming the tensors.
+    """
+    check_calibrated(state, config)
+    params, state = jax.tree.map(np.asarray, (params, state))
+
+    by = partial(_marked, grids(net, params, state))
+
+    def call(x: Array) -> Array:
+        with plain_convolutions():  # no rules for gradients in what is exported
+            outputs, _ = net.apply(params, state, x, train=False, by=by)
+        return outputs.logits
+
+    return call
+
+
+def check_calibrated(state: State, config: Quantization) -> None:
+    """Refuses static ranges that were never measured.
+
+    Raises:
+      ValueError: naming the tensors.
+    """
+    if config.activation != "static":
+        return
+    if RANGES not in state:
+        raise ValueError("state has no ranges: is it the one that quantized() gave?")
+    unseen = [k for k, memory in state[RANGES].items() if not int(memory["count"])]
+    if unseen:
+        names = ", ".join(unseen[:5]) + (" ..." if len(unseen) > 5 else "")
+        raise ValueError(
+            f"{len(unseen)} of {len(state[RANGES])} static ranges were never measured "
+            f"({names}); train the network or calibrate() it first"
+        )
+
+
+def grids(net: Net, params: Params, state: State) -> dict[str, Grid]:
+    """The grid of every kernel, and of every activation with a static range.
+
+    Returns:
+      NumPy arrays, by "kernel:PATH" and "activation:NAME".
+    """
+
+    def collect(params, state):
+        found: dict[str, Grid] = {}
+        net.apply(params, state, None, train=False, by=partial(_collecting, found))
+        return found
+
+    # One program, in which nothing but the grids is computed.
+    return jax.tree.map(np.asarray, jax.jit(collect)(params, state))
+
+
+def _collecting(found: dict[str, Grid], context: Context) -> Arithmetic:
+    def activation(point: Point, x: Array) -> Tensor:
+        if context.config.activation == "static":
+            tensor = fake_activation(context, point, x)
+            found[f"activation:{point.name}"] = tensor.grid
+        return Tensor(x)
+
+    def weight(w: Weight, kernel: Array) -> Tensor:
+        found[f"kernel:{w.name}"] = fake_weight(context, w, kernel).grid
+        return Tensor(kernel)
+
+    return Arithmetic(activation, weight, plainly, same, untouched)
+
+
+def _marked(found: dict[str, Grid], context: Context) -> Arithmetic:
+    """Marks instead of fake quantization."""
+    static = context.config.activation == "static"
+
+    def activation(point: Point, x: Array) -> Tensor:
+        if not static:
+            return Tensor(x)
+        grid = found[f"activation:{point.name}"]
+        return Tensor(mark(x, grid, point.bits), grid)
+
+    def weight(w: Weight, kernel: Array) -> Tensor:
+        grid = found[f"kernel:{w.name}"]
+        axis = w.axis if context.config.per_channel else None
+        return Tensor(mark(kernel, grid, w.bits, axis, narrow=True), grid)
+
+    def again(grid: Grid, x: Array) -> Array:
+        return mark(x, grid, int(grid.high + 1).bit_length())
+
+    def requantized(point: Point, tensors: list[Tensor]) -> list[Tensor]:
+        grid = found[f"activation:{point.name}"]
+        return [Tensor(mark(t.value, grid, point.bits), grid) for t in tensors]
+
+    return Arithmetic(
+        activation, weight, plainly, again, requantized if static else untouched, True
+    )
+
+
+def mark(
+    x: Array, grid: Grid, bits: int, axis: int | None = None, *, narrow: bool = False
+) -> Array:
+    """Fake quantization as a composite; the grid must be known while tracing."""
+    scale, zero = np.asarray(grid.scale), np.asarray(grid.zero)
+    attributes: dict[str, Any] = {
+        "scale": scale.reshape(-1).astype(np.float32),
+        "zero_point": np.broadcast_to(zero, scale.shape).reshape(-1).astype(np.int64),
+        "dtype": "i8" if bits > 4 else "i4",
+        "narrow_range": narrow,
+    }
+    if axis is not None:
+        attributes["quantization_dimension"] = axis
+    low, high = levels(bits, narrow=narrow)
+    fixed = Grid(scale, zero, low, high)
+
+    @partial(jax.lax.composite, name=COMPOSITE)
+    def fake(x, **_):
+        return ((integers(x, fixed) - fixed.zero) * fixed.scale).astype(x.dtype)
+
+    return fake(x, **attributes)

@@ -1,0 +1,118 @@
+"""Running a graph with its tensors quantized, by whatever arithmetic."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jaxkd.compress.quantize.fake import Grid
+from jaxkd.compress.quantize.graph import Graph, Op, evaluate
+from jaxkd.compress.quantize.plan import Plan, Point, Weight
+
+
+class Tensor(NamedTuple):
+    """A value and the grid that it lies on; None for a value in floats."""
+
+    value: Array
+    grid: Any = None  # a Grid
+
+
+class Arithmetic(NamedTuple):
+    """What quantizing means: fake, as annotations for a converter, in integers.
+
+    Attributes:
+      activation: `(point, x) -> Tensor`, at every point of the plan.
+      weight: `(weight, kernel) -> Tensor`, at every kernel of the plan.
+      linear: `(op, weight or None, tensors) -> result` of a convolution or product.
+      again: `(grid, x) -> x`, where numbers of a quantized tensor were moved.
+      requantized: `(point, tensors) -> tensors`, before a concatenation.
+      now: whether what does not depend on the image is computed while tracing.
+    """
+
+    activation: Callable[[Point, Array], Tensor]
+    weight: Callable[[Weight, Array], Tensor]
+    linear: Callable[[Op, str, Weight | None, list[Tensor]], Array]
+    again: Callable[[Grid, Array], Array]
+    requantized: Callable[[Point, list[Tensor]], list[Tensor]]
+    now: bool = False
+
+
+def same(grid: Grid, x: Array) -> Array:
+    """Nothing to do: the numbers are on the grid already."""
+    return x
+
+
+def untouched(point: Point, tensors: list[Tensor]) -> list[Tensor]:
+    """Nothing to do: what comes of them is quantized, number by number."""
+    return tensors
+
+
+def plainly(op: Op, layer: str, weight: Weight | None, tensors: list[Tensor]) -> Array:
+    """The operation on the values as they are."""
+    return evaluate(op, *(t.value for t in tensors))[0]
+
+
+def run(graph: Graph, plan: Plan, args: list[Any], arithmetic: Arithmetic) -> Any:
+    """The results of a graph, every planned tensor quantized.
+
+    Args:
+      graph: from `graph.trace`.
+      plan: from `plan.plan`.
+      args: leaves of the arguments.
+      arithmetic: what quantizing means.
+
+    Returns:
+      Of the structure of the traced function's results.
+    """
+    values = {n: Tensor(c) for n, c in graph.constants.items()}
+
+    def keep(number, x, grid=None):
+        point = plan.points.get(number)
+        tensor = Tensor(x, grid)
+        values[number] = arithmetic.activation(point, x) if point else tensor
+
+    for number, x in zip(graph.inputs, args, strict=True):
+        keep(number, x)
+    for i, op in enumerate(graph.ops):
+        tensors = [values[n] for n in op.inputs]
+        if not plan.live.intersection(op.inputs):
+            for n, x in zip(op.outputs, _fixed(op, tensors, arithmetic), strict=True):
+                values[n] = Tensor(x)
+            continue
+        if i in plan.linear:
+            results = [_linear(op, i, plan, tensors, arithmetic)]
+        else:
+            point = plan.points.get(op.outputs[0])
+            if op.kind == "concatenate" and point:
+                tensors = arithmetic.requantized(point, tensors)
+            results = evaluate(op, *(t.value for t in tensors))
+        for n, x in zip(op.outputs, results, strict=True):
+            grid = values[plan.origin[n]].grid if n in plan.origin else None
+            keep(n, x if grid is None else arithmetic.again(grid, x), grid)
+    leaves = [values[n].value for n in graph.outputs]
+    return jax.tree.unflatten(graph.out_tree, leaves)
+
+
+def _fixed(op: Op, tensors: list[Tensor], arithmetic: Arithmetic) -> list[Array]:
+    """The results of an operation that does not depend on the image."""
+    # A batch of symbolic size has no value yet.
+    sizes = [n for v in op.equation.outvars for n in getattr(v.aval, "shape", ())]
+    now = arithmetic.now and all(isinstance(n, int) for n in sizes)
+    if now and op.kind == "reshape" and isinstance(tensors[0].value, np.ndarray):
+        return [tensors[0].value.reshape(sizes)]  # without a program for each shape
+    with jax.ensure_compile_time_eval() if now else nullcontext():
+        return evaluate(op, *(t.value for t in tensors))
+
+
+def _linear(
+    op: Op, number: int, plan: Plan, tensors: list[Tensor], arithmetic: Arithmetic
+) -> Array:
+    weight = plan.weights.get(number)
+    if weight:
+        kernel = arithmetic.weight(weight, tensors[weight.position].value)
+        tensors = list(tensors)
+        tensors[weight.position] = kernel
+    return arithmetic.linear(op, plan.linear[number], weight, tensors)
