@@ -1,9 +1,10 @@
 """StableHLO: the plain program by `jax.export`, for every platform that XLA has."""
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -63,7 +64,8 @@ def stablehlo(
             "function that computes in integers, of compress.quantize.integer"
         )
     exported = jax.export.export(jax.jit(program.plain(f)), platforms=list(platforms))
-    content = bytes(exported(program.image(image_shape, batch)).serialize())
+    with _without_locations():
+        content = bytes(exported(program.image(image_shape, batch)).serialize())
     notes = files.notes("stablehlo", image_shape, batch, asked.name, asked.classes)
     blob = content + footer(content, notes)
     here = jax.default_backend() in [_PLATFORM.get(p, p) for p in platforms]
@@ -77,6 +79,17 @@ def stablehlo(
         run=runner(blob, path, 1)[0] if here else None,
         options=asked,
     )
+
+
+@contextlib.contextmanager
+def _without_locations() -> Iterator[None]:
+    """The file is the same whoever calls: it does not say where in their code."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 _PLATFORM = {"cuda": "gpu", "rocm": "gpu"}

@@ -10,8 +10,10 @@ import pytest
 from jax import lax
 
 from jaxkd import data, export
+from jaxkd.compress import quantize
 from jaxkd.data import augment
 from jaxkd.export import files
+from jaxkd.models import cnn
 from tests.export import nets
 
 pytest.importorskip("onnxruntime")
@@ -252,3 +254,28 @@ def test_latency_is_measured_in_turns(written):
 def test_reports_say_what_was_written(written):
     text = str(written[2]["tflite"])
     assert "net.tflite" in text and "0 integer and 7 float operations" in text
+
+
+def test_a_stablehlo_file_does_not_depend_on_the_caller(tmp_path):
+    def write(path, depth):
+        if depth:
+            return write(path, depth - 1)
+        return export.stablehlo(nets.float_net(), nets.SHAPE, path)
+
+    for depth in (0, 7):
+        write(tmp_path / f"{depth}", depth)
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "7").read_bytes()
+
+
+@pytest.mark.parametrize("format", ["tflite", "onnx"])
+def test_a_pooling_network_becomes_integer_throughout(format, tmp_path):
+    net, shape = cnn([[4], [8]], hidden=[8], classes=5), (8, 8, 1)
+    x = np.random.default_rng(0).uniform(size=(8, *shape)).astype(np.float32)
+    config = quantize.Quantization()
+    folded = quantize.fold(net, *net.init(jax.random.key(0), x), shape)
+    net, params, state = quantize.quantized(*folded, config, shape)
+    state = quantize.calibrate(net, params, state, [x])
+    f = quantize.deployed(net, params, state, config)
+    write = getattr(export, format)
+    report = write(f, shape, tmp_path / "net", batch=1, examples=x)
+    assert not report.float_ops and report.steps <= 1

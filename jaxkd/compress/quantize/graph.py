@@ -164,6 +164,8 @@ def _opened(equation: Any, whole: bool) -> Any:
         return params.get("jaxpr", params.get("call_jaxpr"))
     if name in CUSTOM:
         inner = params["call_jaxpr"]
+        if _kind(equation) == "select":  # exporters know it as a maximum of windows
+            return None
         body = equations(_parts(inner)[0])
         if whole or any(e.primitive.name in LINEAR for e in body):
             return inner

@@ -68,6 +68,7 @@ def run(graph: Graph, plan: Plan, args: list[Any], arithmetic: Arithmetic) -> An
       Of the structure of the traced function's results.
     """
     values = {n: Tensor(c) for n, c in graph.constants.items()}
+    tiles = _tiles(graph)
 
     def keep(number, x, grid=None):
         point = plan.points.get(number)
@@ -91,9 +92,18 @@ def run(graph: Graph, plan: Plan, args: list[Any], arithmetic: Arithmetic) -> An
             results = evaluate(op, *(t.value for t in tensors))
         for n, x in zip(op.outputs, results, strict=True):
             grid = values[plan.origin[n]].grid if n in plan.origin else None
-            keep(n, x if grid is None else arithmetic.again(grid, x), grid)
+            marked = grid is not None and n not in tiles
+            keep(n, arithmetic.again(grid, x) if marked else x, grid)
     leaves = [values[n].value for n in graph.outputs]
     return jax.tree.unflatten(graph.out_tree, leaves)
+
+
+def _tiles(graph: Graph) -> set[int]:
+    """Images cut into tiles for a maximum: exporters want to see both at once."""
+    readers = [(v, op.kind) for op in graph.ops for v in op.inputs]
+    others = {v for v, kind in readers if kind != "select"} | set(graph.outputs)
+    cut = {op.outputs[0] for op in graph.ops if op.kind == "reshape"}
+    return cut & {v for v, _ in readers} - others
 
 
 def _fixed(op: Op, tensors: list[Tensor], arithmetic: Arithmetic) -> list[Array]:
