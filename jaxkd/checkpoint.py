@@ -1,10 +1,36 @@
-"""Trees of arrays on disk, through orbax."""
+"""Trees of arrays on disk, through orbax.
 
+`save` and `load` keep a tree. `write` and `read` keep a tree with notes and the sha256
+of every file, so that one that is not whole is found out; `writer` does so beside a
+training, which does not wait for it::
+
+    with checkpoint.writer(folder, keep=2) as saving:
+        for epoch in range(epochs):
+            ...
+            saving.save(epoch, state, {"epoch": epoch}, score=accuracy)
+    found = checkpoint.newest(folder, print)
+    state = checkpoint.like(found.tree, state)
+"""
+
+import copy
+import hashlib
+import json
 import os
 import pathlib
-from typing import Any
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import _check, _tree
+
+DATA, META, MANIFEST = "data", "meta.json", "manifest.json"
+PARTIAL = ".partial-"
 
 
 def save(path: str | os.PathLike, tree: Any) -> None:
@@ -42,3 +68,325 @@ def load(path: str | os.PathLike, like: Any = None) -> Any:
     )
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(path, abstract)
+
+
+class Checkpoint(NamedTuple):
+    """What `read` found.
+
+    Attributes:
+      path: the directory.
+      tree: nested dicts of numpy arrays; `like` gives it its containers back.
+      meta: the notes.
+    """
+
+    path: pathlib.Path
+    tree: dict[str, Any]
+    meta: dict[str, Any]
+
+
+def as_dicts(tree: Any) -> dict[str, Any]:
+    """The leaves of any tree as nested dicts of arrays on the host, by their paths.
+
+    PRNG keys become their numbers. Empty containers vanish.
+
+    Example:
+      >>> as_dicts({"a": (np.ones(2), {}), "b": np.zeros(())})
+      {'a': {'0': array([1., 1.])}, 'b': array(0.)}
+    """
+    nested: dict[str, Any] = {}
+    for path, leaf in _tree.flatten(tree).items():
+        *above, name = path.split("/")
+        inside = nested
+        for key in above:
+            inside = inside.setdefault(key, {})
+        inside[name] = _on_host(leaf)
+    return nested
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.array(leaf)  # a copy: the device's may be donated to the next step
+
+
+def like(tree: Mapping[str, Any], template: Any) -> Any:
+    """The arrays of `as_dicts` in the containers and types of a template.
+
+    Args:
+      tree: from `as_dicts`, perhaps through a file.
+      template: arrays or ShapeDtypeStructs.
+
+    Raises:
+      ValueError: if paths, shapes or types differ, naming the first that does.
+    """
+    found = _tree.flatten(dict(tree))
+    wanted = _tree.flatten(template)
+    if odd := sorted(set(found) ^ set(wanted)):
+        raise ValueError(f"the checkpoint and the state differ at {odd[0]!r}")
+
+    def leaf(path: str, wanted: Any) -> Any:
+        array = jnp.asarray(found[path])
+        if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):
+            array = jax.random.wrap_key_data(array)
+        if array.shape != wanted.shape or array.dtype != wanted.dtype:
+            raise ValueError(
+                f"{path} is {array.dtype} {array.shape} in the checkpoint, expected "
+                f"{wanted.dtype} {wanted.shape}"
+            )
+        return array
+
+    return _tree.map_with_path(leaf, template)
+
+
+def write(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any]) -> None:
+    """Writes a tree and its notes into the directory `path`, whole or not at all.
+
+    All is written and flushed to the disk under another name, with the sha256 of each
+    file, and then renamed.
+
+    Args:
+      path: the directory; replaced if it is there.
+      tree: any tree of arrays.
+      meta: what JSON can hold.
+
+    Raises:
+      OSError: if it cannot be written; what was there before stays.
+    """
+    path = pathlib.Path(path).absolute()
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save(partial / DATA, as_dicts(tree))
+        (partial / META).write_text(json.dumps(meta, indent=1) + "\n")
+        sums = {name: _digest(partial / name) for name in _files(partial)}
+        (partial / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n")
+        for folder, _, names in os.walk(partial):
+            for name in [*names, "."]:
+                _sync(os.path.join(folder, name))
+        if path.exists():
+            shutil.rmtree(path)
+        os.rename(partial, path)
+        _sync(path.parent)
+    except Exception as error:  # tensorstore has its own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"{path} could not be written: {error}") from error
+
+
+def damage(path: str | os.PathLike) -> str | None:
+    """What is wrong with a directory that `write` wrote, or None if it is whole."""
+    path = pathlib.Path(path)
+    try:
+        sums = json.loads((path / MANIFEST).read_text())
+        for name, expected in sums.items():
+            if _digest(path / name) != expected:
+                return f"{name} has changed"
+        if missing := {DATA, META} - {name.split("/")[0] for name in sums}:
+            return f"it has no {min(missing)}"
+    except FileNotFoundError as error:
+        return f"{pathlib.Path(error.filename).name} is missing"
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def read(path: str | os.PathLike) -> Checkpoint:
+    """Reads what `write` wrote, after checking it.
+
+    Raises:
+      FileNotFoundError: if there is no directory.
+      ValueError: if it is not whole.
+    """
+    path = pathlib.Path(path).absolute()
+    if not path.is_dir():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if problem := damage(path):
+        raise ValueError(f"{path} is damaged: {problem}")
+    tree = jax.tree.map(np.asarray, load(path / DATA))
+    return Checkpoint(path, tree, json.loads((path / META).read_text()))
+
+
+def newest(
+    folder: str | os.PathLike, warn: Callable[[str], None], *, wanted: Any = None
+) -> Checkpoint | None:
+    """The newest whole checkpoint of a `writer`'s folder; None if there is none.
+
+    Args:
+      folder: the writer's.
+      warn: told of each newer one that is damaged, which is then left out.
+      wanted: `meta -> bool`, which of them will do; all by default.
+    """
+    for path in reversed(_steps(pathlib.Path(folder))):
+        try:
+            found = read(path)
+        except (OSError, ValueError) as error:
+            warn(f"{error}; an earlier one is used")
+            continue
+        if wanted is None or wanted(found.meta):
+            return found
+    return None
+
+
+class Writer(NamedTuple):
+    """Checkpoints beside a training; made by `writer`.
+
+    Attributes:
+      save: `(step, tree, meta, score=None)`; returns as soon as the arrays are on the
+        host. Raises the OSError of an earlier one that failed.
+      wait: returns when all is on the disk; raises likewise.
+    """
+
+    save: Callable[..., None]
+    wait: Callable[[], None]
+
+
+@contextmanager
+def writer(
+    folder: str | os.PathLike, *, keep: int = 2, best: bool = False
+) -> Iterator[Writer]:
+    """Writes checkpoints in a thread of its own; of many that wait, the latest.
+
+    Checkpoints are named after their step, "000012". Where steps are shorter than
+    writing takes, steps are left out rather than waited for, but never the last one,
+    nor one that is the best so far.
+
+    Args:
+      folder: where they go; made if need be.
+      keep: how many of the latest are kept, >= 1.
+      best: whether the one of the highest score is kept as well, of several the first.
+
+    Yields:
+      The writer. Leaving the block waits for it.
+
+    Raises:
+      OSError: if a checkpoint cannot be written; those before it are there.
+    """
+    _check.whole(1)("keep", keep)
+    folder = pathlib.Path(folder).absolute()
+    desk = _Desk(threading.Condition(), {}, [], [])
+    thread = threading.Thread(
+        target=_work, args=(desk, folder, keep, best), daemon=True
+    )
+    top = _best_score(folder) if best else None
+    highest = [-np.inf if top is None else top]
+
+    def save(step: int, tree: Any, meta: Mapping[str, Any], score=None) -> None:
+        _raise(desk)
+        # Copies: by the time that they are written, the caller has gone on.
+        notes = copy.deepcopy({**meta, "step": step, "score": score})
+        job = (step, as_dicts(tree), notes)
+        with desk.changed:
+            desk.waiting["last"] = job
+            if best and score is not None and score > highest[0]:
+                highest[0] = score
+                desk.waiting["best"] = job
+            desk.changed.notify_all()
+
+    def wait() -> None:
+        with desk.changed:
+            desk.changed.wait_for(lambda: not desk.waiting or desk.failures)
+        _raise(desk)
+
+    thread.start()
+    try:
+        yield Writer(save, wait)
+    finally:
+        with desk.changed:
+            desk.closed.append(True)
+            desk.changed.notify_all()
+        thread.join()
+    _raise(desk)
+
+
+class _Desk(NamedTuple):
+    """What the writing thread shares: jobs stay in `waiting` until they are done."""
+
+    changed: threading.Condition
+    waiting: dict[str, tuple[int, Any, Any]]
+    failures: list[Exception]
+    closed: list[bool]
+
+
+def _raise(desk: _Desk) -> None:
+    if desk.failures:
+        raise desk.failures[0]
+
+
+def _work(desk: _Desk, folder: pathlib.Path, keep: int, best: bool) -> None:
+    while True:
+        with desk.changed:
+            desk.changed.wait_for(lambda: desk.waiting or desk.closed)
+            if desk.failures or not desk.waiting:
+                return
+            slot = "best" if "best" in desk.waiting else "last"
+            job = step, tree, meta = desk.waiting[slot]
+        try:
+            write(folder / f"{step:06d}", tree, meta)
+            _clean(folder, keep, best)
+        except Exception as error:
+            desk.failures.append(error)
+        with desk.changed:
+            done = [s for s, waits in desk.waiting.items() if waits is job]
+            for slot in done:
+                del desk.waiting[slot]
+            desk.changed.notify_all()
+
+
+def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The checkpoints of a folder, in the order of their steps."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _scores(folder: pathlib.Path) -> dict[pathlib.Path, float]:
+    found = {}
+    for path in _steps(folder):
+        try:
+            score = json.loads((path / META).read_text())["score"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if score is not None:
+            found[path] = score
+    return found
+
+
+def _best_score(folder: pathlib.Path) -> float | None:
+    return max(_scores(folder).values(), default=None)
+
+
+def _clean(folder: pathlib.Path, keep: int, best: bool) -> None:
+    """Removes what is neither among the latest nor the best."""
+    steps, scores = _steps(folder), _scores(folder)
+    kept = set(steps[-keep:])
+    if best and scores:
+        kept.add(max(scores, key=scores.__getitem__))  # the first of several
+    for path in set(steps) - kept:
+        # Renamed first: removing takes several steps, and none may look whole.
+        gone = path.with_name(f"{PARTIAL}{path.name}")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return [p.relative_to(folder).as_posix() for p in found]
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: str | os.PathLike) -> None:
+    """Flushes a file or directory to the disk."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -128,6 +128,8 @@ def fit(
     log: logs.Log | None = None,
     name: str = "train",
     progress: bool = True,
+    first_epoch: int = 0,
+    after: Callable[[TrainState, logs.Row], logs.Row] | None = None,
 ) -> Run:
     """Trains for a number of epochs: one compilation, one call to the device for each.
 
@@ -148,6 +150,10 @@ def fit(
       log: where each epoch's row goes, e.g. `log.start(directory)`.
       name: of the run, in its rows and beside the progress bar.
       progress: whether to show a bar, if the output is a terminal.
+      first_epoch: how many of the epochs the state has behind it, of which the others
+        are then run as if without a pause.
+      after: called after each epoch with the state, before it is donated to the next,
+        and the row; what it returns is added to the row. To save the state, for one.
 
     Returns:
       The trained state, and the history.
@@ -159,11 +165,14 @@ def fit(
     """
     if epochs < 0:
         raise ValueError(f"epochs must be >= 0, got {epochs}")
+    if not 0 <= first_epoch <= epochs:
+        raise ValueError(f"first_epoch must be 0 to {epochs}, got {first_epoch}")
     run_epoch = jax.jit(epoch, donate_argnums=0)
     keys = jax.jit(_fold)
     history: list[logs.Row] = []
-    with _interruptible() as stop, logs.bar(name, epochs, show=progress) as tick:
-        for e in range(epochs):
+    left = epochs - first_epoch
+    with _interruptible() as stop, logs.bar(name, left, show=progress) as tick:
+        for e in range(first_epoch, epochs):
             start = time.perf_counter()
             state, metrics = run_epoch(state, teacher_variables, resident, keys(key, e))
             found = _wait(metrics, tick)
@@ -173,13 +182,15 @@ def fit(
             row |= {k: v.mean(-1).tolist() for k, v in found.items()}
             if evaluate is not None:
                 row |= {k: v.tolist() for k, v in _wait(evaluate(state), tick).items()}
+            if after is not None:
+                row |= after(state, row)
             history.append(row)
             if log is not None:
                 log(row)
             tick(row)
             if stop.is_set():
                 break
-    return Run(state, history, interrupted=len(history) < epochs)
+    return Run(state, history, interrupted=len(history) < left)
 
 
 def _fold(key: Array, epoch: Array) -> Array:

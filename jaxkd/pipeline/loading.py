@@ -1,0 +1,84 @@
+"""Weights that a configuration brings along."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from jaxkd import _tree, checkpoint, train
+from jaxkd.pipeline import networks, state
+from jaxkd.pipeline.config import Config, Space
+from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.world import World
+
+
+def models(config: Config, world: World) -> dict[str, Held]:
+    """All models as they are before the first stage.
+
+    Raises:
+      ValueError: if a model cannot be made, or its weights do not fit it.
+      FileNotFoundError: if there are no weights where they should be.
+    """
+    found = {}
+    for name, model in config.models.items():
+        weights = getattr(model, "weights", "")
+        try:
+            if isinstance(model, Space):
+                found[name] = Held(None)
+            elif weights:
+                found[name] = loaded(config, name, weights, world)
+            else:
+                found[name] = Held(networks.base(model, world.classes))
+                _own(found[name], world)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"models.{name}: {error}") from error
+    return found
+
+
+def _own(held: Held, world: World):
+    """Shapes of the variables that the network makes."""
+    batch = jax.eval_shape(lambda r: train.example(r, world.plain), world.resident)
+    return jax.eval_shape(held.net.init, jax.random.key(0), batch["image"])
+
+
+def loaded(config: Config, name: str, weights: str, world: World) -> Held:
+    """A model with variables from a folder that `checkpoint.save` wrote.
+
+    Beside a folder of a run's `models/` lies its recipe: such a model may be pruned or
+    quantized.
+    """
+    folder = pathlib.Path(weights).expanduser()
+    tree = checkpoint.load(folder)
+    if not isinstance(tree, dict) or "params" not in tree:
+        raise ValueError(f"weights: {folder} holds no 'params'")
+    beside = folder.with_name(f"{folder.name}.json")
+    notes: dict[str, Any] = {"recipe": [], "empty": []}
+    if beside.exists():
+        notes = json.loads(beside.read_text())
+    params, extra = state.variables(tree, notes)
+    recipe = tuple(notes["recipe"])
+    net = networks.build(
+        config.models[name],
+        recipe,
+        params,
+        extra,
+        classes=world.classes,
+        image_shape=world.image_shape,
+    )
+    held = Held(net, params, extra, recipe)
+    if not recipe:
+        _same(_own(held, world), (params, extra), folder)
+    return held
+
+
+def _same(own, theirs, folder: pathlib.Path) -> None:
+    kinds = lambda tree: {p: (a.shape, a.dtype) for p, a in _tree.flatten(tree).items()}
+    own, theirs = kinds(own), kinds(theirs)
+    for path in sorted({*own, *theirs}):
+        if own.get(path) != theirs.get(path):
+            have, want = theirs.get(path, "nothing"), own.get(path, "nothing")
+            raise ValueError(
+                f"weights: {folder} does not fit: {path.partition('/')[2]} is {have}, "
+                f"the network has {want}"
+            )

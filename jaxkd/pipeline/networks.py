@@ -1,0 +1,157 @@
+"""Networks from what is written down of them: a model's table and its recipe.
+
+A recipe is a list of steps that JSON can hold: what has been done to a network beside
+training it. With the variables it is enough to have the network again::
+
+    {"step": "choose", "values": {...}}      of a space, by a search
+    {"step": "prune"}                        widths are those of the variables
+    {"step": "fold", "shapes": {...}}        BatchNorm; shapes of the variables before
+    {"step": "quantize", "how": {...}}       fields of `Quantization`
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxkd import _tree, cost, models
+from jaxkd.compress import prune, quantize, search
+from jaxkd.compress.quantize.net import RANGES, STEPS
+from jaxkd.models.net import Net
+from jaxkd.pipeline.config import Cnn, Mlp, Model, Space, Zoo
+
+Step = dict[str, Any]
+
+
+class Held(NamedTuple):
+    """A model as it is between two stages.
+
+    Attributes:
+      net: a `Net`; None while its space has not been searched.
+      params: its parameters, None before it is trained.
+      state: what moves without a gradient.
+      recipe: what was done to it beside training.
+    """
+
+    net: Any
+    params: Any = None
+    state: Any = None
+    recipe: tuple[Step, ...] = ()
+
+
+def base(model: Model, classes: int) -> Net:
+    """The network of a model's table; not of a space."""
+    dtype = jnp.bfloat16 if getattr(model, "dtype", "") == "bfloat16" else None
+    if isinstance(model, Zoo):
+        return models.ZOO[model.name](classes=classes, dtype=dtype)
+    if isinstance(model, Cnn):
+        return models.cnn(
+            model.stages,
+            hidden=model.hidden,
+            classes=classes,
+            dropout=model.dropout,
+            dtype=dtype,
+        )
+    if isinstance(model, Mlp):
+        return models.mlp(
+            model.widths,
+            classes=classes,
+            dropout=model.dropout,
+            input_dropout=model.input_dropout,
+            dtype=dtype,
+        )
+    raise ValueError("a space has no network before a search")
+
+
+def space(model: Model, classes: int) -> Any:
+    """The search space of a model's table."""
+    assert isinstance(model, Space)
+    make = {"resnet": search.resnet_space, "mobilenet": search.mobilenet_space}
+    knobs = {"widths": model.widths} if model.widths else {}
+    return make[model.space](classes, **knobs)
+
+
+def build(
+    model: Model,
+    recipe: Sequence[Step],
+    params: Any,
+    state: Any,
+    *,
+    classes: int,
+    image_shape: tuple[int, ...],
+) -> Net:
+    """The network of a model with a recipe and the variables at its end.
+
+    Raises:
+      ValueError: if a step is not known.
+    """
+    before = [step["shapes"] for step in recipe if step["step"] == "fold"]
+    params = {k: v for k, v in params.items() if k != STEPS}
+    state = {k: v for k, v in state.items() if k != RANGES}
+    chosen = [step["values"] for step in recipe if step["step"] == "choose"]
+    if chosen:
+        net = space(model, classes).build(**_tuples(chosen[0]))
+    else:
+        net = base(model, classes)
+    for step in recipe:
+        if step["step"] == "prune":
+            net = prune.resized(net)
+        elif step["step"] == "fold":
+            zeros = _zeros(before[0])
+            net, *_ = quantize.fold(net, *zeros, image_shape)
+        elif step["step"] == "quantize":
+            how = quantization(step["how"])
+            net, *_ = quantize.quantized(net, params, state, how, image_shape)
+        elif step["step"] != "choose":
+            raise ValueError(f"the recipe has an unknown step {step['step']!r}")
+    return net
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a space, which JSON made lists of."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def quantization(how: dict[str, Any]) -> quantize.Quantization:
+    """The configuration of a recipe's step."""
+    layers = {name: quantize.Bits(*bits) for name, bits in how["layers"].items()}
+    return quantize.Quantization(**{**how, "layers": layers})
+
+
+def shapes(params: Any, state: Any) -> dict[str, Any]:
+    """Shapes and types of variables, for JSON."""
+    leaves = _tree.flatten({"params": params, "state": state})
+    return {path: [list(a.shape), str(a.dtype)] for path, a in leaves.items()}
+
+
+def _zeros(shapes: dict[str, Any]) -> tuple[Any, Any]:
+    nested: dict[str, Any] = {"params": {}, "state": {}}
+    for path, (shape, dtype) in shapes.items():
+        *above, name = path.split("/")
+        inside = nested
+        for key in above:
+            inside = inside.setdefault(key, {})
+        inside[name] = jnp.zeros(tuple(shape), dtype)
+    return nested["params"], nested["state"]
+
+
+def started(net: Net, variables: tuple[Any, Any]) -> Net:
+    """The network whose `init` gives these variables."""
+    return Net(lambda key, x: variables, net.apply)
+
+
+def without_steps(params: Any) -> Any:
+    """The parameters of a network without learned step sizes."""
+    return {name: tree for name, tree in params.items() if name != STEPS}
+
+
+def is_quantized(held: Held) -> bool:
+    """Whether the recipe has that step."""
+    return any(step["step"] == "quantize" for step in held.recipe)
+
+
+def stored_bytes(held: Held) -> int:
+    """Bytes of the parameters, quantized kernels at their width."""
+    if is_quantized(held):
+        return quantize.size(held.net, held.params, held.state).after
+    return cost.bytes(held.params)

@@ -1,0 +1,304 @@
+"""Losses by their names: from a stage's tables to a `distill.Spec`."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+import optax
+
+from jaxkd import distill, losses, terms
+from jaxkd.pipeline.config import Losses, Ramp
+
+Knobs = dict[str, Any]
+OWN = ("loss", "weight")
+NOT_HERE = ("where", "class_mask", "adapter", "index", "labels", "weights")
+
+# What needs more than a configuration can say: arrays of the teacher, another network,
+# several stages, or several networks at once.
+BEYOND = {
+    "factor_transfer": "the paraphraser of an earlier stage",
+    "mutual": "several networks that train together",
+    "ofd": "the margins of the teacher's BatchNorms",
+    "paraphraser": "a stage that trains the teacher's paraphraser",
+    "simkd": "a student that is rebuilt around the teacher's head",
+    "srrl": "the teacher's head",
+    "topk_kd": "stored scores of the teacher",
+}
+
+
+class Kind(NamedTuple):
+    """How a loss of some name becomes a term.
+
+    Attributes:
+      function: whose signature has the knobs.
+      make: `(knobs, examples) -> Term`, the examples being the training data's
+        "index" and "label" columns.
+      taught: whether it looks at a teacher.
+      takes: what it compares: "logits", "labels", "both" or "features".
+    """
+
+    function: Callable[..., Any]
+    make: Callable[[Knobs, Mapping[str, Any]], distill.Term]
+    taught: bool
+    takes: str
+
+
+def kinds() -> dict[str, Kind]:
+    """Every loss that a configuration can name."""
+    found = {"ce": _lifted(distill.cross_entropy, distill.on_labels, False, "labels")}
+    for name in losses.__all__:
+        function = getattr(losses, name)
+        parameters = inspect.signature(function).parameters.values()
+        inputs = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        if inputs == ["student_logits", "labels"]:
+            found[name] = _lifted(function, distill.on_labels, False, "labels")
+        elif inputs == ["student_logits", "teacher_logits"]:
+            found[name] = _lifted(function, distill.on_logits, True, "logits")
+        elif inputs == ["student_logits", "teacher_logits", "labels"]:
+            found[name] = _lifted(function, distill.on_logits_and_labels, True, "both")
+    for name in terms.__all__:
+        if name not in ("adapters", "margins", "measured_margins"):
+            found[name] = _term(name, getattr(terms, name))
+    return {name: found[name] for name in sorted(found) if name not in BEYOND}
+
+
+def _lifted(function, lift, taught, takes) -> Kind:
+    return Kind(function, lambda knobs, _: lift(function, **knobs), taught, takes)
+
+
+def _term(name: str, function: Callable[..., distill.Term]) -> Kind:
+    def make(knobs: Knobs, examples: Mapping[str, Any]) -> distill.Term:
+        if name == "fsp":
+            knobs = _flows(knobs)
+        if name == "crd":
+            index = np.asarray(examples["index"])
+            knobs = {**knobs, "index": index, "labels": np.asarray(examples["label"])}
+        return function(**knobs)
+
+    return Kind(function, make, True, "features")
+
+
+def _flows(knobs: Knobs) -> Knobs:
+    """FSP's pairs of taps, which in TOML are lists."""
+    knobs = dict(knobs)
+    own = [tuple(pair) for pair in knobs.pop("layers")]
+    theirs = [tuple(pair) for pair in knobs.pop("teacher_layers", own)]
+    if len(own) != len(theirs):
+        raise ValueError(
+            f"teacher_layers must be as many as layers, {len(own)}, got {len(theirs)}"
+        )
+    return {**knobs, "layers": dict(zip(own, theirs, strict=True))}
+
+
+def check(table: Losses, temperature: float, *, teacher: str) -> None:
+    """The names, knobs and weights of a stage's losses.
+
+    Raises:
+      ValueError: naming the loss and the knob, with near names.
+    """
+    if not table:
+        raise ValueError("losses: is empty; there is nothing to minimise")
+    known = kinds()
+    for name, entry in table.items():
+        here = f"losses.{name}"
+        if "/" in name or not name:
+            raise ValueError(f"{here}: a name must not be empty or hold a /")
+        kind = _kind(known, entry.get("loss", name), here)
+        if kind.taught and not teacher:
+            raise ValueError(f"{here}: compares with a teacher, but none is named")
+        try:
+            weight(entry, 1)
+            _check_knobs(kind, _own_knobs(entry), here)
+            _try(kind, _knobs(kind, entry, temperature))
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"{here}: {error}") from error
+        except (ValueError, KeyError) as error:
+            text = str(error.args[0]) if error.args else str(error)
+            prefix = "" if text.startswith("losses.") else f"{here}: "
+            raise ValueError(f"{prefix}{text}") from error
+
+
+def _kind(known: dict[str, Kind], name: Any, here: str) -> Kind:
+    if isinstance(name, str) and name in BEYOND:
+        raise ValueError(
+            f"{here}: {name} needs {BEYOND[name]}; it is for Python, see jaxkd.terms"
+        )
+    if not isinstance(name, str) or name not in known:
+        near = difflib.get_close_matches(str(name), known, 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            f"{here}: no loss {name!r}; there are {', '.join(known)}{hint}"
+        )
+    return known[name]
+
+
+def _own_knobs(entry: Mapping[str, Any]) -> Knobs:
+    return {key: value for key, value in entry.items() if key not in OWN}
+
+
+def _accepted(kind: Kind) -> dict[str, inspect.Parameter]:
+    """The parameters that a configuration may set."""
+    parameters = inspect.signature(kind.function).parameters
+    inputs = () if kind.takes == "features" else tuple(parameters)[:3]
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return {
+        name: p
+        for name, p in parameters.items()
+        if name not in NOT_HERE and not (name in inputs and p.kind is positional)
+    }
+
+
+def _check_knobs(kind: Kind, knobs: Knobs, here: str) -> None:
+    accepted = _accepted(kind)
+    extra = {"teacher_layers"} if "layers" in accepted else set()
+    for name, value in knobs.items():
+        if name not in accepted and name not in extra:
+            offered = [*OWN, *accepted, *extra]
+            near = difflib.get_close_matches(name, offered, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else ""
+            hint = hint or f"there are {', '.join(offered)}"
+            raise ValueError(f"{here}.{name}: no such key; {hint}")
+        wanted = _wanted(name, accepted.get(name))
+        if not _fits(value, wanted):
+            raise ValueError(f"{here}.{name}: must be {wanted}, got {value!r}")
+    for name, parameter in accepted.items():
+        if parameter.default is parameter.empty and name not in knobs:
+            wanted = _wanted(name, parameter)
+            raise ValueError(f"{here}: needs {name}, {wanted}")
+
+
+PAIRS = 'a tap, a list of taps, or a table {student tap = "teacher tap"}'
+LAYERS = 'a list of pairs of taps, [["stem", "stage1"], ...]'
+
+
+def _wanted(name: str, parameter: inspect.Parameter | None) -> str:
+    if name in ("pair", "pairs"):
+        return PAIRS
+    if name in ("layers", "teacher_layers") or parameter is None:
+        return LAYERS
+    default = parameter.default
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, tuple):
+        return "a list of numbers"
+    if isinstance(default, str):
+        return "text"
+    whole = isinstance(default, int) or default in (None, parameter.empty)
+    return "a whole number" if whole else "a number"
+
+
+def _fits(value: Any, wanted: str) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and (not math.isfinite(value) or abs(value) > 1e12):
+        return False
+    texts = isinstance(value, list) and all(isinstance(v, str) for v in value)
+    fits = {
+        "true or false": isinstance(value, bool),
+        "text": isinstance(value, str),
+        "a number": number,
+        "a whole number": isinstance(value, int) and number,
+        "a list of numbers": isinstance(value, list)
+        and bool(value)
+        and all(_fits(v, "a number") for v in value),
+        PAIRS: isinstance(value, str)
+        or (texts and bool(value))
+        or (
+            isinstance(value, dict)
+            and bool(value)
+            and all(isinstance(v, str) for v in value.values())
+        ),
+        LAYERS: isinstance(value, list)
+        and bool(value)
+        and all(_is_flow(pair) for pair in value),
+    }
+    return fits[wanted]
+
+
+def _is_flow(pair: Any) -> bool:
+    two = isinstance(pair, list) and len(pair) == 2
+    return two and all(isinstance(tap, str) for tap in pair)
+
+
+def _knobs(kind: Kind, entry: Mapping[str, Any], temperature: float) -> Knobs:
+    """The knobs of a loss, the stage's temperature where it has none of its own."""
+    knobs = _own_knobs(entry)
+    if kind.takes in ("logits", "both") and "temperature" in _accepted(kind):
+        knobs.setdefault("temperature", temperature)
+    lists = {k: tuple(v) for k, v in knobs.items() if _fits(v, "a list of numbers")}
+    return {**knobs, **lists}
+
+
+def _try(kind: Kind, knobs: Knobs) -> None:
+    """Has a loss check its knobs, on shapes; features are tried with the networks."""
+    two = {"index": np.arange(2, dtype=np.int32), "label": np.arange(2, dtype=np.int32)}
+    term = kind.make(knobs, two)
+    if kind.takes == "features":
+        return
+    logits = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    label = jax.ShapeDtypeStruct((2,), jnp.int32)
+
+    def call(logits, label):
+        outputs = distill.Outputs(logits, {})
+        return term.apply({}, {}, outputs, outputs, {"label": label})
+
+    jax.eval_shape(call, logits, label)
+
+
+def weight(entry: Mapping[str, Any], steps: int) -> float | optax.Schedule:
+    """A loss's weight: a number, or a function of the step for a ramp.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    raw = entry.get("weight", 1.0)
+    if isinstance(raw, dict):
+        try:
+            return _ramp(msgspec.convert(raw, Ramp), steps)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"weight: {error}") from error
+    if not _fits(raw, "a number") or abs(raw) > 1e6:
+        raise ValueError(f"weight: must be a number or a ramp, got {raw!r}")
+    return float(raw)
+
+
+def _ramp(ramp: Ramp, steps: int) -> optax.Schedule:
+    """The weight at a step, `steps` being those of an epoch."""
+    if ramp.last < ramp.first:
+        raise ValueError(f"weight: last ({ramp.last}) is before first ({ramp.first})")
+
+    def at(step: Any) -> Any:
+        length = max(ramp.last - ramp.first, 1e-9)
+        x = jnp.clip((step / steps - ramp.first) / length, 0.0, 1.0)
+        if ramp.form == "cosine":
+            x = (1 - jnp.cos(jnp.pi * x)) / 2
+        if ramp.form == "step":
+            x = jnp.where(x >= 1, 1.0, 0.0)
+        return ramp.start + (ramp.end - ramp.start) * x
+
+    return at
+
+
+def spec(
+    table: Losses, temperature: float, *, steps: int, examples: Mapping[str, Any]
+) -> distill.Spec:
+    """The objective of a stage.
+
+    Args:
+      table: its losses.
+      temperature: of the losses that have one and do not say their own.
+      steps: of an epoch, for ramps.
+      examples: "index" and "label" of the training data, for losses with a memory.
+    """
+    known = kinds()
+    found = {}
+    for name, entry in table.items():
+        kind = known[entry.get("loss", name)]
+        term = kind.make(_knobs(kind, entry, temperature), examples)
+        found[name] = (weight(entry, steps), term)
+    return found

@@ -1,0 +1,214 @@
+"""Whether the stages of a configuration make sense, one after another."""
+
+import dataclasses
+import difflib
+import importlib.util
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from jaxkd.pipeline.config import (
+    AnyStage,
+    Config,
+    Distill,
+    Export,
+    Finetune,
+    Prune,
+    Quantize,
+    Search,
+    Space,
+    Stage,
+    Taught,
+    Train,
+    Transfer,
+    Zoo,
+)
+
+PACKAGES = {
+    "tflite": ("litert_converter", "litert"),
+    "onnx": ("onnx", "onnx"),
+}
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,59}\Z")
+
+
+def kind_of(stage: Stage) -> str:
+    """A stage's kind: "train", "distill", ..."""
+    return str(stage.__struct_config__.tag)
+
+
+def named(config: Config) -> Config:
+    """The configuration with a name for each stage: its kind, numbered if need be."""
+    counts = Counter(kind_of(s) for s in config.stages if not s.name)
+    seen: Counter = Counter()
+    stages = []
+    for stage in config.stages:
+        kind = kind_of(stage)
+        if not stage.name:
+            seen[kind] += 1
+            name = f"{kind}-{seen[kind]}" if counts[kind] > 1 else kind
+            stage = msgspec.structs.replace(stage, name=name)
+        stages.append(stage)
+    return msgspec.structs.replace(config, stages=tuple(stages))
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What has become of a model so far."""
+
+    trained: bool = False
+    chosen: bool = True
+    pruned: bool = False
+    quantized: bool = False
+
+
+def check(config: Config) -> None:
+    """Refuses what cannot work, before any work.
+
+    Raises:
+      ValueError: naming the stage, and what to do.
+    """
+    _names(config)
+    models = {
+        name: Known(
+            trained=bool(getattr(model, "weights", "")),
+            chosen=not isinstance(model, Space),
+        )
+        for name, model in config.models.items()
+    }
+    for place, stage in enumerate(config.stages):
+        here = f"stages.{place} ({kind_of(stage)})"
+        try:
+            _models_exist(stage, models)
+            models[stage.model] = _after(stage, models)
+            _losses(stage)
+        except ValueError as error:
+            raise ValueError(f"{here}: {error}") from error
+
+
+def _names(config: Config) -> None:
+    for name, model in config.models.items():
+        if not NAME.match(name):
+            raise ValueError(
+                f"models.{name!r}: a name is letters, digits and . _ + -, at most 60"
+            )
+        if isinstance(model, Zoo):
+            _zoo(f"models.{name}.name", model.name)
+    if not config.models:
+        raise ValueError("models: is empty; name at least one")
+    counts = Counter(stage.name for stage in named(config).stages)
+    if twice := [name for name, n in counts.items() if n > 1]:
+        raise ValueError(f"stages: the name {twice[0]!r} is given to more than one")
+    unused = set(config.models) - _used(config.stages)
+    if unused:
+        raise ValueError(f"models.{min(unused)}: no stage uses it")
+
+
+def _used(stages: Iterable[AnyStage]) -> set[str]:
+    fields = ("model", "teacher", "source")
+    return {getattr(stage, field, "") for stage in stages for field in fields}
+
+
+def _zoo(key: str, name: str) -> None:
+    from jaxkd.models import ZOO
+
+    if name not in ZOO:
+        near = difflib.get_close_matches(name, ZOO, 3, 0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else ""
+        hint = hint or f"there are {', '.join(sorted(ZOO))}"
+        raise ValueError(f"{key}: no network {name!r} in the zoo; {hint}")
+
+
+def _models_exist(stage: AnyStage, models: dict[str, Known]) -> None:
+    for field in ("model", "teacher", "source"):
+        name = getattr(stage, field, "")
+        if not name and (field == "teacher" and not isinstance(stage, Distill)):
+            continue
+        if field != "model" and not hasattr(stage, field):
+            continue
+        if name not in models:
+            near = difflib.get_close_matches(name, models, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"{field}: no model {name!r}; there are {', '.join(models)}{hint}"
+            )
+        if field != "model" and name == stage.model:
+            raise ValueError(f"{field}: {name!r} is the model itself")
+
+
+def _after(stage: AnyStage, models: dict[str, Known]) -> Known:
+    """What the stage makes of its model.
+
+    Raises:
+      ValueError: if it cannot.
+    """
+    model, name = models[stage.model], stage.model
+    if isinstance(stage, Search):
+        if model.chosen:
+            raise ValueError(
+                f"model: {name!r} is not a space that has yet to be chosen"
+            )
+        return dataclasses.replace(model, chosen=True)
+    if not model.chosen:
+        raise ValueError(f"model: {name!r} is a space; a search stage must come first")
+    for field in ("teacher", "source"):
+        other = getattr(stage, field, "")
+        if other and not models[other].trained:
+            raise ValueError(
+                f"{field}: {other!r} has not been trained: put a train stage with "
+                f'model = "{other}" before this one, or give models.{other}.weights'
+            )
+    if isinstance(stage, Train) and model.trained:
+        raise ValueError(
+            f"model: {name!r} has weights already, which train would throw away; "
+            "finetune goes on from them"
+        )
+    if isinstance(stage, Transfer) and (model.pruned or model.quantized):
+        raise ValueError(f"model: {name!r} no longer has the shapes to copy into")
+    if isinstance(stage, Finetune | Prune | Quantize | Export) and not model.trained:
+        raise ValueError(
+            f"model: {name!r} has not been trained; put a train or distill stage "
+            "before this one"
+        )
+    if isinstance(stage, Prune) and model.quantized:
+        raise ValueError(
+            f"model: {name!r} is quantized already; prune it before it is quantized"
+        )
+    if isinstance(stage, Quantize) and model.quantized:
+        raise ValueError(f"model: {name!r} is quantized already")
+    if isinstance(stage, Export):
+        _exportable(stage, model, name)
+    return dataclasses.replace(
+        model,
+        trained=True,
+        pruned=model.pruned or isinstance(stage, Prune),
+        quantized=model.quantized or isinstance(stage, Quantize),
+    )
+
+
+def _exportable(stage: Export, model: Known, name: str) -> None:
+    if stage.int8 and not model.quantized:
+        raise ValueError(
+            f"int8: {name!r} is not quantized; put a quantize stage before this one"
+        )
+    if len(set(stage.formats)) < len(stage.formats):
+        raise ValueError(f"formats: names one twice, {list(stage.formats)}")
+    if not stage.batch and "tflite" in stage.formats:
+        raise ValueError("batch: a tflite file takes a fixed number of images, not 0")
+    for format in stage.formats:
+        package, extra = PACKAGES.get(format, ("", ""))
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"formats: {format} needs {package}: "
+                f"pip install 'jaxkd-distill[{extra}]'"
+            )
+
+
+def _losses(stage: AnyStage) -> None:
+    if isinstance(stage, Quantize) and stage.lsq and stage.activation == "dynamic":
+        raise ValueError("lsq: learns steps of static ranges; activation is dynamic")
+    if isinstance(stage, Taught):
+        from jaxkd.pipeline import objective
+
+        objective.check(stage.losses, stage.temperature, teacher=stage.teacher)

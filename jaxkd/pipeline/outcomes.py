@@ -1,0 +1,135 @@
+"""Rows of results.json, and the models that a run leaves."""
+
+import json
+import pathlib
+import statistics
+from typing import Any
+
+import numpy as np
+
+from jaxkd import checkpoint
+from jaxkd.pipeline import directory, measuring, order, state
+from jaxkd.pipeline.config import AnyStage, Config
+from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.stages.job import Job, Made
+from jaxkd.pipeline.world import World
+
+Row = dict[str, Any]
+
+
+def teacher_of(config: Config) -> str | None:
+    """The model that others are compared with: the first that teaches."""
+    named = [getattr(stage, "teacher", "") for stage in config.stages]
+    fallback = "teacher" if "teacher" in config.models else None
+    return next(filter(None, named), fallback)
+
+
+def of_stage(
+    stage: AnyStage, job: Job, made: Made, teacher: np.ndarray | None, seconds: float
+) -> tuple[Row | None, np.ndarray | None]:
+    """The row of a stage and its logits; of a search none: nothing is trained yet.
+
+    Args:
+      stage: as configured.
+      job: what it was given.
+      made: what it has made.
+      teacher: logits of the model that others are compared with, if there are any.
+      seconds: that it took.
+    """
+    if made.held.params is None:
+        return None, None
+    logits = measuring.logits(made.held, job.world)
+    if stage.model == teacher_of(job.config):
+        teacher = logits
+    speeds = [row["images/s"] for row in made.rows if "images/s" in row]
+    about = {
+        "index": job.place,
+        "stage": stage.name,
+        "kind": order.kind_of(stage),
+        "model": stage.model,
+        "directory": f"stages/{job.folder.name}",
+    }
+    row = {
+        **about,
+        **_measured(made.held, logits, job.world, teacher),
+        "epochs": made.epochs,
+        "seconds": round(seconds, 3),
+        "images/s": statistics.median(speeds) if speeds else None,
+        "digest": state.digest(made.held),
+        "files": list(made.files),
+    }
+    return row, logits
+
+
+def of_weights(
+    run: pathlib.Path, config: Config, world: World, models: dict[str, Held]
+) -> tuple[list[Row], np.ndarray | None]:
+    """Rows of the models that came with weights, and the teacher's logits if it did.
+
+    Their logits are written.
+    """
+    results, teacher = [], None
+    brought = [name for name, held in models.items() if held.params is not None]
+    for name in sorted(brought, key=lambda n: n != teacher_of(config)):
+        folder = f"stages/weights-{name}"
+        logits = measuring.logits(models[name], world)
+        directory.write_array(run / folder / "logits.npy", logits)
+        if name == teacher_of(config):
+            teacher = logits
+        about = {
+            "index": -1,
+            "stage": f"weights-{name}",
+            "kind": "weights",
+            "model": name,
+            "directory": folder,
+        }
+        after: Row = {
+            "epochs": 0,
+            "seconds": 0.0,
+            "images/s": None,
+            "digest": state.digest(models[name]),
+            "files": [],
+        }
+        measured = _measured(models[name], logits, world, teacher)
+        results.append({**about, **measured, **after})
+    return results, teacher
+
+
+def _measured(
+    held: Held, logits: np.ndarray, world: World, teacher: np.ndarray | None
+) -> Row:
+    return {
+        **measuring.quality(logits, world.test.labels, teacher),
+        **measuring.size(held, world.image_shape),
+    }
+
+
+def write(
+    run: pathlib.Path, config: Config, results: list[Row], *, finished: bool
+) -> None:
+    """Writes results.json."""
+    content = {
+        "format": directory.FORMAT,
+        "name": config.name,
+        "seed": config.seed,
+        "teacher": teacher_of(config),
+        "finished": finished,
+        "rows": results,
+    }
+    directory.write_json(run / directory.RESULTS, content)
+
+
+def write_model(run: pathlib.Path, name: str, held: Held) -> None:
+    """Leaves a model where `checkpoint.load` and `weights =` find it."""
+    if held.params is None:
+        return
+    folder, beside = run / "models" / name, run / "models" / f"{name}.json"
+    notes = {"digest": state.digest(held), **state.meta(held)}
+    there = json.loads(beside.read_text()) if beside.exists() else {}
+    if folder.is_dir() and there.get("digest") == notes["digest"]:
+        return
+    try:
+        checkpoint.save(folder, state.tree(held))
+    except Exception as error:  # tensorstore has its own for a full disk
+        raise OSError(f"{folder} could not be written: {error}") from error
+    directory.write_json(beside, notes)

@@ -1,0 +1,128 @@
+"""export: files that run without this library."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import export
+from jaxkd.compress import quantize
+from jaxkd.pipeline import networks
+from jaxkd.pipeline.config import Export
+from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.stages.job import Job, Made, row_of
+from jaxkd.pipeline.world import World
+
+
+def run(stage: Export, job: Job) -> Made:
+    """Writes the files and measures each on the test images."""
+    held = job.models[stage.model]
+    folder = job.folder / "files"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = write(
+        held,
+        job.world,
+        stage.formats,
+        folder,
+        stage.model,
+        batch=stage.batch,
+        latency=stage.latency,
+    )
+    root = job.folder.parents[1]
+    files = [
+        {**each, "path": (folder / each["path"]).relative_to(root).as_posix()}
+        for each in found
+    ]
+    row = {**row_of(stage), "files": [f["path"] for f in files]}
+    job.metrics.reset([])
+    job.metrics.add(row)
+    return Made(held, [row], files=tuple(files))
+
+
+def rehearse(stage: Export, job: Job) -> Held:
+    """Nothing to be found out from shapes that `order` has not."""
+    return job.models[stage.model]
+
+
+def write(
+    held: Held,
+    world: World,
+    formats: Sequence[str],
+    folder: pathlib.Path,
+    name: str,
+    *,
+    batch: int = 1,
+    latency: bool = True,
+) -> list[dict[str, Any]]:
+    """Writes a model in some formats; what `results.json` says of each file.
+
+    Args:
+      held: the model.
+      world: the data, whose test images the files are measured on.
+      formats: of "stablehlo", "tflite" and "onnx".
+      folder: where the files go.
+      name: of the model.
+      batch: images in a call; 0 for any number.
+      latency: whether the files are timed.
+    """
+    suffix = {"stablehlo": ".stablehlo", "tflite": ".tflite", "onnx": ".onnx"}
+    images = jnp.asarray(world.test.images[:64])
+    seen = world.plain(jax.random.key(0), {"image": images})["image"]
+    found = []
+    for format in formats:
+        path = folder / f"{name}{suffix[format]}"
+        write_one: Any = {
+            "stablehlo": export.stablehlo,
+            "tflite": export.tflite,
+            "onnx": export.onnx,
+        }[format]
+        report = write_one(
+            function(held, format),
+            world.image_shape,
+            path,
+            batch=batch or None,
+            name=name,
+            classes=world.test.classes,
+            examples=np.asarray(seen),
+        )
+        found.append(_file(report, path, world, latency))
+    return found
+
+
+def function(held: Held, format: str) -> Callable[..., Any]:
+    """What is exported: the network, or its integers if it is quantized."""
+    steps = [step["how"] for step in held.recipe if step["step"] == "quantize"]
+    if not steps:
+        return export.inference(held.net, held.params, held.state)
+    how = networks.quantization(steps[0])
+    variables = (held.net, held.params, held.state, how)
+    if format != "stablehlo":
+        return quantize.deployed(*variables)
+    apply, integers = quantize.integer(*variables)
+    return lambda x: apply(integers, x)
+
+
+def _file(
+    report: export.Report, path: pathlib.Path, world: World, latency: bool
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "path": path.name,
+        "format": report.format,
+        "bytes": report.bytes,
+        "difference": report.difference,
+        "milliseconds": None,
+        "accuracy": None,
+        "nll": None,
+    }
+    try:
+        program = export.load(path)
+    except ImportError:
+        return row  # no runtime here
+    row |= export.evaluate(program, world.test, view=world.plain)
+    if latency:
+        (milliseconds,) = export.latency([path])
+        row["milliseconds"] = round(milliseconds, 4)
+    return row

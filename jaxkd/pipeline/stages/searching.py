@@ -1,0 +1,92 @@
+"""search: which network of a model's space, by short trainings."""
+
+from typing import Any
+
+import msgspec
+
+from jaxkd import log as logs
+from jaxkd.compress import search
+from jaxkd.pipeline import networks, optimizing
+from jaxkd.pipeline.config import Search, Space
+from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.stages.job import Job, Made, row_of
+
+
+def run(stage: Search, job: Job) -> Made:
+    """Searches; goes on with the journal if there is one."""
+    world = job.world
+    space, limit, controller = _search(stage, job)
+    course = search.Course(
+        world.resident,
+        world.held_out,
+        world.view,
+        world.plain,
+        optimizing.transformation(stage.optimizer, stage.optimizer.rate),
+        stage.batch_size,
+    )
+    settings = {
+        **space.settings,
+        **limit.settings,
+        "begins": job.begins,
+        "stage": msgspec.to_builtins(stage),
+    }
+    with logs.bar(stage.name, stage.candidates) as tick:
+        found = search.run(
+            controller,
+            search.short_training(space, course, epochs=stage.epochs),
+            budget=stage.candidates,
+            feasible=limit.feasible,
+            seed=job.config.seed,
+            journal=job.folder / "journal.jsonl",
+            settings=settings,
+            progress=lambda trial: tick({"reward": trial.reward}),
+        )
+    cost = search.parameters(space, world.image_shape)
+    macs = search.macs(space, world.image_shape)
+    rows = [
+        {
+            **row_of(stage),
+            "trial": number,
+            "tokens": list(trial.tokens),
+            "values": space.values(trial.tokens),
+            "reward": trial.reward,
+            "macs": int(macs(trial.tokens)),
+            "parameters": int(cost(trial.tokens)),
+            "seconds": trial.seconds,
+        }
+        for number, trial in enumerate(found, start=1)
+    ]
+    job.metrics.reset(rows)
+    values = space.values(search.best(found).tokens)
+    recipe: tuple[networks.Step, ...] = ({"step": "choose", "values": values},)
+    return Made(Held(space.build(**values), recipe=recipe), rows)
+
+
+def rehearse(stage: Search, job: Job) -> Held:
+    """Finds whether the limit can be met; the network is one within it."""
+    if stage.batch_size > len(job.world.train.labels):
+        raise ValueError(
+            f"batch_size: {stage.batch_size} is more than there are images"
+        )
+    space, limit, _ = _search(stage, job)
+    tokens = search.within(limit, limit.cheapest, space.sizes)
+    return Held(space.net(tokens))
+
+
+def _search(stage: Search, job: Job) -> tuple[Any, Any, Any]:
+    """The space, the limit and the controller."""
+    model, world = job.config.models[stage.model], job.world
+    assert isinstance(model, Space)
+    space = networks.space(model, world.classes)
+    count = {"macs": search.macs, "parameters": search.parameters}[stage.limit]
+    cost = count(space, world.image_shape)
+    limit = search.limit(stage.limit, cost, space.sizes, most=stage.most)
+    start = search.within(limit, limit.cheapest, space.sizes)
+    controllers = {
+        "anneal": lambda: search.anneal(space.sizes, start),
+        "evolve": lambda: search.evolve(
+            space.sizes, population=max(2, min(20, stage.candidates // 3)), start=start
+        ),
+        "random": lambda: search.random_search(space.sizes),
+    }
+    return space, limit, controllers[stage.controller]()

@@ -1,0 +1,215 @@
+"""The stages that train: train, distill, finetune; and the epochs of quantize."""
+
+import shutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxkd import checkpoint, distill, evaluate, losses, train, transfer
+from jaxkd.distill import TrainState
+from jaxkd.models.net import Net
+from jaxkd.pipeline import networks, objective, optimizing
+from jaxkd.pipeline.config import Finetune, Taught, Train, Training
+from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.stages.job import Job, Made, row_of
+from jaxkd.types import Batch
+
+Variables = tuple[Any, Any]
+Rows = list[dict[str, Any]]
+
+
+class Course(NamedTuple):
+    """A training that has been set up.
+
+    Attributes:
+      init: `(key, teacher_variables, start, batch) -> TrainState`; `start` are the
+        variables to go on from, or None for fresh ones.
+      epoch: to be compiled.
+      teacher_variables: of the teacher.
+      steps: of an epoch.
+    """
+
+    init: Callable[..., TrainState]
+    epoch: train.Epoch
+    teacher_variables: Any
+    steps: int
+
+
+def run(stage: Training, job: Job) -> Made:
+    """Trains the stage's model for its epochs."""
+    held = job.models[stage.model]
+    (params, state), rows = fit(_net(stage, held), stage, job, start_of(held))
+    return Made(held._replace(params=params, state=state), rows, stage.epochs)
+
+
+def rehearse(stage: Training, job: Job) -> Held:
+    """Traces an epoch; gives the trained model's shapes."""
+    held = job.models[stage.model]
+    params, state = traced(_net(stage, held), stage, job, start_of(held))
+    return held._replace(params=params, state=state)
+
+
+def _net(stage: Training, held: Held) -> Net:
+    if isinstance(stage, Finetune) and stage.frozen_statistics:
+        return transfer.frozen_statistics(held.net)
+    return held.net
+
+
+def start_of(held: Held) -> Variables | None:
+    """The variables to go on from, if there are any."""
+    return None if held.params is None else (held.params, held.state)
+
+
+def course(net: Net, stage: Training, job: Job) -> Course:
+    """Sets a training up.
+
+    Raises:
+      ValueError: if the batch is larger than the data.
+    """
+    examples = len(job.world.train.labels)
+    if stage.batch_size > examples:
+        raise ValueError(
+            f"batch_size: {stage.batch_size} is more than the {examples} training "
+            "images"
+        )
+    steps = examples // stage.batch_size
+    teacher, teacher_variables = _teacher(stage, job)
+    spec, tx = _spec(stage, steps, job), optimizing.of(stage, steps)
+
+    def init(key: Any, teacher_variables: Any, start: Any, batch: Batch) -> TrainState:
+        # A network's own init knows nothing of pruned widths or trained weights.
+        student = net if start is None else networks.started(net, start)
+        d = distill.distiller(student, teacher, spec, tx)
+        return d.init(key, teacher_variables, batch)
+
+    d = distill.distiller(net, teacher, spec, tx)
+    epoch = train.make_epoch(d, view=job.world.view, batch_size=stage.batch_size)
+    return Course(init, epoch, teacher_variables, steps)
+
+
+def _teacher(stage: Training, job: Job) -> tuple[distill.Teacher, Any]:
+    name = getattr(stage, "teacher", "")
+    if not name:
+        return distill.nobody, None
+    held = job.models[name]
+    return distill.frozen(held.net), (held.params, held.state)
+
+
+def _spec(stage: Training, steps: int, job: Job) -> distill.Spec:
+    if isinstance(stage, Taught):
+        examples = {"index": job.world.train.index, "label": job.world.train.labels}
+        return objective.spec(
+            stage.losses, stage.temperature, steps=steps, examples=examples
+        )
+    if isinstance(stage, Train) and stage.label_smoothing:
+        smooth = distill.on_labels(
+            losses.label_smoothing, epsilon=stage.label_smoothing
+        )
+        return {"ce": (1.0, smooth)}
+    return {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+
+
+def traced(
+    net: Net, stage: Training, job: Job, start: Variables | None
+) -> tuple[Any, Any]:
+    """Traces init and an epoch; gives the student's shapes.
+
+    Raises:
+      ValueError: if networks, losses, patterns or data do not fit together.
+    """
+    work, world = course(net, stage, job), job.world
+    batch = jax.eval_shape(lambda r: train.example(r, world.plain), world.resident)
+    state = jax.eval_shape(work.init, job.key, work.teacher_variables, start, batch)
+    state, _ = jax.eval_shape(
+        work.epoch, state, work.teacher_variables, world.resident, job.key
+    )
+    return state.params["student"], state.state["student"]
+
+
+def fit(
+    net: Net, stage: Training, job: Job, start: Variables | None
+) -> tuple[Variables, Rows]:
+    """Trains a network for the stage's epochs, from its newest checkpoint if there is.
+
+    Returns:
+      The variables of the last or the best epoch, and the rows of all epochs.
+
+    Raises:
+      KeyboardInterrupt: after Ctrl-C, when the epoch is saved.
+    """
+    work, world, folder = course(net, stage, job), job.world, job.folder / "checkpoints"
+    batch = train.example(world.resident, world.plain)
+    arguments = (job.key, work.teacher_variables, start, batch)
+    found = _resumed(stage, job)
+    rows: Rows = [] if found is None else list(found.meta["rows"])
+    if found is None:
+        state = jax.jit(work.init)(*arguments)
+    else:
+        state = checkpoint.like(found.tree, jax.eval_shape(work.init, *arguments))
+    job.metrics.reset(rows)
+    keeps = job.config.checkpoints
+    best = keeps.best or stage.take == "best"
+    images = work.steps * stage.batch_size
+    with checkpoint.writer(folder, keep=keeps.keep, best=best) as saving:
+
+        def after(state: TrainState, row: dict[str, Any]) -> dict[str, Any]:
+            extra = {"images/s": round(images / max(row["seconds"], 1e-9), 1)}
+            improves = best and row["accuracy"] > max(_accuracies(rows), default=-1)
+            rows.append(_row(stage, {**row, **extra}))
+            epoch = row["epoch"]
+            if improves or epoch % keeps.every == 0 or epoch == stage.epochs:
+                meta = {"begins": job.begins, "rows": rows}
+                saving.save(epoch, state, meta, score=row["accuracy"])
+            return extra
+
+        run = train.fit(
+            work.epoch,
+            state,
+            work.teacher_variables,
+            world.resident,
+            key=job.stage_key,
+            epochs=stage.epochs,
+            evaluate=evaluate.scorer(net, world.held_out, view=world.plain),
+            log=lambda row: job.metrics.add(_row(stage, row)),
+            name=stage.name,
+            first_epoch=len(rows),
+            after=after,
+        )
+    if run.interrupted:
+        raise KeyboardInterrupt(f"in stage {stage.name}, after epoch {len(rows)}")
+    last = run.state
+    if stage.take == "best":
+        number = int(np.argmax(_accuracies(rows))) + 1
+        saved = checkpoint.read(folder / f"{number:06d}")
+        last = checkpoint.like(saved.tree, jax.eval_shape(work.init, *arguments))
+    return (last.params["student"], last.state["student"]), rows
+
+
+def _row(stage: Training, row: dict[str, Any]) -> dict[str, Any]:
+    return {**row_of(stage), **{k: v for k, v in row.items() if k != "run"}}
+
+
+def _accuracies(rows: Rows) -> list[float]:
+    return [row["accuracy"] for row in rows]
+
+
+def _resumed(stage: Training, job: Job) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint that will do; what will not is removed."""
+    folder = job.folder / "checkpoints"
+
+    def will_do(meta: dict[str, Any]) -> bool:
+        if meta["begins"] != job.begins:
+            return False
+        if stage.take == "last":
+            return True
+        number = int(np.argmax(_accuracies(meta["rows"]))) + 1
+        return checkpoint.damage(folder / f"{number:06d}") is None
+
+    found = checkpoint.newest(folder, job.warn, wanted=will_do)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        whole = path.name.isdecimal() and found is not None
+        if not whole or int(path.name) > found.meta["step"]:  # type: ignore[union-attr]
+            shutil.rmtree(path, ignore_errors=True)
+    return found

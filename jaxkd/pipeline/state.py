@@ -1,0 +1,53 @@
+"""Models in checkpoints, and the digest that says whether two are the same."""
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxkd import _tree
+from jaxkd.pipeline.networks import Held
+
+
+def digest(held: Held) -> str:
+    """The sha256 of a model's variables and recipe, the same in every process."""
+    content = hashlib.sha256(json.dumps(held.recipe, sort_keys=True).encode())
+    leaves = _tree.flatten({"params": held.params, "state": held.state})
+    for path in sorted(leaves):
+        array = np.asarray(leaves[path])
+        content.update(f"{path} {array.dtype} {array.shape}\0".encode())
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()
+
+
+def tree(held: Held) -> dict[str, Any]:
+    """What a checkpoint keeps of a model as arrays; of none, one that says so."""
+    if held.params is None:
+        return {"untrained": np.ones(())}
+    return {"params": held.params, "state": held.state}
+
+
+def meta(held: Held) -> dict[str, Any]:
+    """What it keeps beside them; empty dicts, which a tree of arrays cannot hold."""
+    return {"recipe": list(held.recipe), "empty": _empty(tree(held), ())}
+
+
+def variables(tree: dict[str, Any], meta: dict[str, Any]) -> tuple[Any, Any]:
+    """Parameters and state from a checkpoint, on the device."""
+    arrays = {name: tree.get(name, {}) for name in ("params", "state")}
+    nested: dict[str, Any] = jax.tree.map(jax.numpy.asarray, arrays)
+    for path in meta["empty"]:
+        inside = nested
+        for key in path:
+            inside = inside.setdefault(key, {})
+    return nested["params"], nested["state"]
+
+
+def _empty(tree: Any, above: tuple[str, ...]) -> list[list[str]]:
+    if not isinstance(tree, dict):
+        return []
+    if not tree:
+        return [list(above)]
+    return [path for key in tree for path in _empty(tree[key], (*above, key))]

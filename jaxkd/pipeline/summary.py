@@ -1,0 +1,76 @@
+"""A finished run as a table, and the report where there is one."""
+
+import importlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from jaxkd.pipeline import directory
+
+
+def results(run: str | os.PathLike) -> dict[str, Any]:
+    """results.json of a run.
+
+    Raises:
+      ValueError: if there is none yet, or none of this version.
+    """
+    path = pathlib.Path(run) / directory.RESULTS
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{run} holds no results: there is no {path.name}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if found.get("format") != directory.FORMAT:
+        raise ValueError(f"{path} is of format {found.get('format')!r}, not 1")
+    return found
+
+
+def rows(run: str | os.PathLike) -> list[dict[str, str]]:
+    """The table of a run: one row for each result."""
+    percent = lambda x: "" if x is None else f"{100 * x:.2f}"
+    table = []
+    for row in results(run)["rows"]:
+        table.append(
+            {
+                "stage": row["stage"],
+                "model": row["model"],
+                "accuracy": percent(row["accuracy"]),
+                "nll": f"{row['nll']:.4f}",
+                "ece": percent(row["ece"]),
+                "agreement": percent(row["agreement"]),
+                "parameters": f"{row['parameters']:,}",
+                "MACs": f"{row['macs']:,}",
+                "bytes": f"{row['bytes']:,}",
+                "ms": "",
+                "seconds": f"{row['seconds']:.1f}",
+            }
+        )
+        for file in row["files"]:
+            speed = file["milliseconds"]
+            table.append(
+                {
+                    "stage": pathlib.Path(file["path"]).name,
+                    "model": row["model"],
+                    "accuracy": percent(file["accuracy"]),
+                    "nll": "" if file["nll"] is None else f"{file['nll']:.4f}",
+                    "bytes": f"{file['bytes']:,}",
+                    "ms": "" if speed is None else f"{speed:.3f}",
+                }
+            )
+    return table
+
+
+def write_report(
+    runs: Sequence[str | os.PathLike], to: str | os.PathLike | None = None
+) -> list[pathlib.Path]:
+    """Writes the report of runs; the files it wrote."""
+    for run in runs:
+        results(run)
+    room = importlib.import_module("jaxkd.report")
+    write = getattr(room, "write", None)
+    if write is None:
+        return []
+    return [pathlib.Path(path) for path in write(list(runs), to or runs[0])]

@@ -1,0 +1,142 @@
+"""What the command line offers beside runs: features, eval, export."""
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import _check, cost, data, export as exporting, models
+from jaxkd.models.net import Net
+from jaxkd.pipeline import (
+    directory,
+    loading,
+    networks,
+    order,
+    reading,
+    summary,
+    world as worlds,
+)
+from jaxkd.pipeline.config import Space
+from jaxkd.pipeline.stages import exporting as stage
+
+
+def features(name: str, image: str, classes: int) -> Iterator[str]:
+    """Lines with the taps of a network of the zoo, or of a configuration's models.
+
+    Raises:
+      ValueError: if it is neither, with near names.
+    """
+    if name in models.ZOO:
+        _check.whole(1)("classes", classes)
+        yield from _taps(name, models.ZOO[name](classes=classes), _shape(image))
+        return
+    try:
+        config = reading.load(name)
+    except FileNotFoundError as error:
+        import difflib
+
+        near = difflib.get_close_matches(name, [*models.ZOO, *reading.shipped()], 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            f"{name} is no network of the zoo and no configuration{hint}"
+        ) from error
+    world = worlds.make(config.data)
+    for key, model in config.models.items():
+        if isinstance(model, Space):
+            space = networks.space(model, world.classes)
+            net = space.net(tuple(0 for _ in space.sizes))
+        else:
+            net = networks.base(model, world.classes)
+        yield from _taps(key, net, world.image_shape)
+
+
+def _shape(image: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(n) for n in image.split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"--image must be H,W,C, as 32,32,3; got {image!r}")
+    return shape
+
+
+def _taps(name: str, net: Net, shape: tuple[int, ...]) -> Iterator[str]:
+    """A network's cost and taps, from shapes alone."""
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    order: list[str] = []  # as the network made them: jax sorts the names of a dict
+
+    def taps(key, x):
+        outputs, _ = net.apply(*net.init(key, x), x, train=False)
+        order.extend(outputs.taps)
+        return outputs.taps
+
+    found = jax.eval_shape(taps, jax.random.key(0), x)
+    size = cost.of(net, shape)
+    yield f"{name}: {size.parameters:,} parameters, {size.macs:,} multiply-accumulates"
+    for tap in order:
+        yield f"  {tap:12} {' x '.join(map(str, found[tap].shape[1:]))}"
+
+
+def measure(file: str, name: str | None, split: str) -> dict[str, float]:
+    """Accuracy and nll of an exported file on a split.
+
+    Raises:
+      ValueError: if it is no such file, or there is no telling which data it is for.
+    """
+    program = exporting.load(file)
+    where: dict[str, Any] = {}
+    if name is None:
+        config = _config_above(pathlib.Path(file).absolute())
+        name = config.data.name
+        where = {
+            "archives": config.data.archives or None,
+            "data_dir": config.data.data_dir or None,
+        }
+    view = worlds.plain_view(data.load(name, "train_rest", **where))
+    chosen = data.load(name, split, **where)
+    if tuple(chosen.images.shape[1:]) != program.image_shape:
+        raise ValueError(
+            f"{file} takes images {program.image_shape}, those of {name} are "
+            f"{tuple(chosen.images.shape[1:])}"
+        )
+    return exporting.evaluate(program, chosen, view=view)
+
+
+def _config_above(path: pathlib.Path):
+    for folder in path.parents:
+        if (folder / directory.CONFIG).exists() and (folder / directory.RUN).exists():
+            return reading.load(folder / directory.CONFIG)
+    raise ValueError(f"{path} lies in no run: say which data it is for with --data")
+
+
+def export(
+    run: str | os.PathLike,
+    model: str | None,
+    formats: Sequence[str],
+    to: str | os.PathLike | None,
+) -> list[dict[str, Any]]:
+    """Writes a model of a finished run as files; what each of them is.
+
+    Raises:
+      ValueError: if the run is not finished, or has no such model.
+    """
+    folder = pathlib.Path(run).absolute()
+    results = summary.results(folder)
+    if not results["finished"]:
+        raise ValueError(f"{run} is not finished: python -m jaxkd resume {run}")
+    name = model or results["rows"][-1]["model"]
+    config = order.named(reading.load(folder / directory.CONFIG))
+    weights = folder / "models" / name
+    if name not in config.models or not weights.is_dir():
+        there = sorted(p.stem for p in (folder / "models").glob("*.json"))
+        raise ValueError(f"{run} has no model {name!r}; there are {', '.join(there)}")
+    world = worlds.make(config.data)
+    held = loading.loaded(config, name, str(weights), world)
+    target = pathlib.Path(to) if to else folder / "exported"
+    target.mkdir(parents=True, exist_ok=True)
+    found = stage.write(held, world, formats, target, name)
+    directory.write_json(target / f"{name}.files.json", found)
+    return [{**row, "path": str(target / row["path"])} for row in found]

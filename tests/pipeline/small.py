@@ -1,0 +1,119 @@
+"""A pipeline of every kind of stage but the search, in seconds."""
+
+import pathlib
+
+from jaxkd import checkpoint
+from jaxkd.pipeline import reading
+
+TEXT = """
+name = "small"
+
+[data]
+name = "digits"
+train_images = 200
+augment = { crop = 1 }
+
+[models.teacher]
+kind = "mlp"
+widths = [24]
+
+[models.student]
+kind = "cnn"
+stages = [[8]]
+hidden = [16]
+dropout = 0.1
+
+[models.source]
+kind = "cnn"
+stages = [[8]]
+hidden = [16]
+
+[[stages]]
+kind = "train"
+name = "teach"
+model = "teacher"
+epochs = 3
+batch_size = 50
+optimizer = { rate = 5e-3 }
+
+[[stages]]
+kind = "train"
+name = "source"
+model = "source"
+epochs = 2
+batch_size = 50
+
+[[stages]]
+kind = "transfer"
+source = "source"
+exclude = ["head/*"]
+
+[[stages]]
+kind = "distill"
+epochs = 3
+batch_size = 50
+temperature = 2.0
+schedule = { kind = "cosine", warmup = 1.0 }
+take = "best"
+
+[stages.losses.ce]
+weight = 0.5
+
+[stages.losses.kd]
+weight = { start = 0.0, end = 0.5, last = 2.0 }
+
+[stages.losses.hint]
+pairs = { pooled = "pooled" }
+weight = 0.1
+
+[[stages]]
+kind = "prune"
+method = "sensitivity"
+ratio = 0.3
+round_to = 1
+step = 0.25
+
+[[stages]]
+kind = "finetune"
+epochs = 2
+batch_size = 50
+optimizer = { kind = "sgd", rate = 0.01, weight_decay = 1e-4, clip = 1.0 }
+
+[[stages]]
+kind = "quantize"
+epochs = 2
+batch_size = 50
+calibration = 100
+optimizer = { rate = 1e-4 }
+teacher = "teacher"
+losses = { ce = { weight = 0.5 }, soft = { loss = "kd", weight = 0.5 } }
+
+[[stages]]
+kind = "export"
+formats = ["stablehlo"]
+int8 = true
+latency = false
+"""
+
+
+def config(folder: pathlib.Path, *changes: str):
+    """The configuration, with changes as `--set` takes them."""
+    path = folder / "small.toml"
+    path.write_text(TEXT)
+    return reading.load(path, changes)
+
+
+TIMINGS = ("seconds", "images/s", "milliseconds")
+
+
+def without_timings(value):
+    """Anything from JSON, without what differs from run to run."""
+    if isinstance(value, dict):
+        left = {k: v for k, v in value.items() if k not in TIMINGS}
+        return {k: without_timings(v) for k, v in left.items()}
+    return [without_timings(v) for v in value] if isinstance(value, list) else value
+
+
+def variables(run: pathlib.Path, name: str):
+    """The final arrays of a model, as dicts."""
+    return checkpoint.as_dicts(checkpoint.load(run / "models" / name))

@@ -1,0 +1,85 @@
+"""`train.fit` in pieces: the epochs after a pause are those of a run without one."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxkd import data, distill, evaluate, train
+from tests import toys
+
+
+@pytest.fixture(scope="module")
+def setting():
+    d = distill.distiller(
+        toys.student, distill.frozen(toys.teacher), toys.spec, optax.adam(1e-2)
+    )
+    resident = data.on_device(toys.dataset())
+    epoch = train.make_epoch(d, view=toys.view, batch_size=10)
+    variables = toys.teacher_variables()
+
+    def fit(state=None, **how):
+        if state is None:
+            batch = train.example(resident, toys.view)
+            state = d.init(jax.random.key(0), variables, batch)
+        score = evaluate.scorer(toys.student, resident, view=toys.view)
+        return train.fit(
+            epoch,
+            state,
+            variables,
+            resident,
+            key=jax.random.key(5),
+            evaluate=score,
+            progress=False,
+            **how,
+        )
+
+    return fit
+
+
+def numbers(tree):
+    tree = jax.tree.map(
+        lambda a: (
+            jax.random.key_data(a)
+            if jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)
+            else a
+        ),
+        tree,
+    )
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_epochs_after_a_pause_are_those_without_one(setting):
+    whole = setting(epochs=4)
+    first = setting(epochs=2)
+    rest = setting(first.state, epochs=4, first_epoch=2)
+    for a, b in zip(numbers(whole.state), numbers(rest.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    untimed = lambda rows: [
+        {k: v for k, v in r.items() if k != "seconds"} for r in rows
+    ]
+    assert untimed(first.history + rest.history) == untimed(whole.history)
+    assert [row["epoch"] for row in rest.history] == [3, 4]
+    assert not rest.interrupted
+    done = setting(rest.state, epochs=4, first_epoch=4)
+    assert done.history == [] and not done.interrupted
+
+
+def test_after_sees_each_state_and_adds_to_its_row(setting):
+    seen, logged = [], []
+
+    def after(state, row):
+        seen.append((int(state.step), row["epoch"], row["accuracy"]))
+        return {"step": int(state.step)}
+
+    run = setting(epochs=2, after=after, log=logged.append)
+    assert [(s, e) for s, e, _ in seen] == [(4, 1), (8, 2)]
+    assert [row["step"] for row in run.history] == [4, 8]
+    assert logged == run.history
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("first", [-1, 3])
+def test_a_first_epoch_out_of_range_is_refused(setting, first):
+    with pytest.raises(ValueError, match="first_epoch must be 0 to 2"):
+        setting(epochs=2, first_epoch=first)
