@@ -1,0 +1,79 @@
+"""Removing channels from a network, whichever linen module it is.
+
+    plan = analyse_net(net, params, state, (32, 32, 3))   # what goes together
+    print(plan.listing())
+    scores = criteria.l1(plan, params)                     # one for each unit
+    dropped = choose(plan, scores, 0.5)                    # half of every group
+    small = resized(net)                                   # the same network ...
+    params, state = plan.apply((params, state), dropped)   # ... with fewer channels
+
+Instead of `choose`, to meet a target::
+
+    half = target(plan, "macs", fraction=0.5)              # or what a phone measures
+    dropped = uniform(plan, scores, half)                  # one ratio for all groups
+    dropped = globally(plan, scores, half)                 # one threshold
+    metric = masked(net, plan, (params, state), validation, view=view)
+    dropped = sensitivity(plan, scores, half, metric)      # equal predicted loss
+    dropped = search(plan, scores, half, metric).dropped   # by simulated annealing
+
+`gradual` fades channels while a network trains, `fine_tuner` distils the whole network
+into what is left, and `in_steps` prunes and fine-tunes in turn.
+"""
+
+from jaxkd.compress.prune import criteria
+from jaxkd.compress.prune._fine_tune import fine_tuner, kd_spec, started
+from jaxkd.compress.prune._globally import globally
+from jaxkd.compress.prune._gradual import GradualState, cubic, gradual
+from jaxkd.compress.prune._search import Found, annealing, random, search
+from jaxkd.compress.prune._sensitivity import Curves, curves, equal_loss, sensitivity
+from jaxkd.compress.prune._steps import Steps, in_steps
+from jaxkd.compress.prune._uniform import uniform
+from jaxkd.compress.prune.analysis import analyse, analyse_net, logits_of
+from jaxkd.compress.prune.check import Report, check, check_net
+from jaxkd.compress.prune.choose import choose, counts, lowest
+from jaxkd.compress.prune.metric import Metric, masked
+from jaxkd.compress.prune.plan import Frozen, Group, Leaf, Member, Plan
+from jaxkd.compress.prune.resized import Resized, resized
+from jaxkd.compress.prune.targets import Target, target
+
+__all__ = [
+    "Curves",
+    "Found",
+    "Frozen",
+    "GradualState",
+    "Group",
+    "Leaf",
+    "Member",
+    "Metric",
+    "Plan",
+    "Report",
+    "Resized",
+    "Steps",
+    "Target",
+    "analyse",
+    "analyse_net",
+    "annealing",
+    "check",
+    "check_net",
+    "choose",
+    "counts",
+    "criteria",
+    "cubic",
+    "curves",
+    "equal_loss",
+    "fine_tuner",
+    "globally",
+    "gradual",
+    "in_steps",
+    "kd_spec",
+    "logits_of",
+    "lowest",
+    "masked",
+    "random",
+    "resized",
+    "search",
+    "sensitivity",
+    "started",
+    "target",
+    "uniform",
+]

@@ -1,0 +1,119 @@
+"""How good a network is without some of its units, without training: by masking."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jaxkd import _check, _tree, evaluate
+from jaxkd.compress.prune.plan import Plan
+from jaxkd.data.augment import View
+from jaxkd.distill import frozen
+from jaxkd.models.net import Net
+from jaxkd.types import Batch
+
+MEASURES: dict[str, Callable[[Array, Array], Array]] = {
+    "accuracy": evaluate.accuracy,
+    "nll": lambda logits, labels: -evaluate.nll(logits, labels),
+}
+
+
+class Metric(NamedTuple):
+    """A measurement that methods ask about candidates; greater is better.
+
+    Attributes:
+      of: from the units that remain, `bool[units]`, to the metric.
+      settings: what identifies it, for JSON: a file of another one is refused.
+    """
+
+    of: Callable[[np.ndarray], float]
+    settings: Mapping[str, Any]
+
+    def __call__(self, keep: np.ndarray) -> float:
+        """The metric of the network with these units."""
+        return self.of(keep)
+
+
+def masked(
+    net: Net,
+    plan: Plan,
+    variables: tuple[Any, Any],
+    resident: Batch,
+    *,
+    view: View,
+    measure: str | Callable[[Array, Array], Array] = "accuracy",
+    eval_rate: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 500,
+) -> Metric:
+    """Measures a network whose removed units are zeros, in inference.
+
+    The units are an argument of one compiled program: hundreds of candidates cost one
+    compilation. The images are chosen once.
+
+    Args:
+      net: the network.
+      plan: of it.
+      variables: its `(params, state)`.
+      resident: data that is neither trained nor tested on, from `data.on_device`.
+      view: how the network sees the images; not random.
+      measure: "accuracy" in [0, 1], "nll" (the log-likelihood of the labels in nats,
+        <= 0) or a function `(logits, labels) -> scalar`, greater for better.
+      eval_rate: the share of the images to measure on, in (0, 1].
+      seed: of their choice.
+      batch_size: images in one pass.
+
+    Returns:
+      The metric.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    if not 0 < eval_rate <= 1:
+        raise ValueError(f"eval_rate must be in (0, 1], got {eval_rate}")
+    _check.whole(0)("seed", seed)
+    _check.whole(1)("batch_size", batch_size)
+    if not callable(measure):
+        _check.one_of(*MEASURES)("measure", measure)
+    score = measure if callable(measure) else MEASURES[measure]
+    chosen = part(resident, eval_rate, seed)
+
+    @jax.jit
+    def run(keep: Array, variables: tuple[Any, Any], chosen: Batch) -> Array:
+        params, state = variables
+        tree = plan.mask({"params": params, "state": state}, keep=keep)
+        answer = frozen(net), (tree["params"], tree["state"])
+        logits = evaluate.predict(*answer, chosen, view=view, batch_size=batch_size)
+        return score(logits, chosen["label"])
+
+    name = measure if isinstance(measure, str) else getattr(measure, "__name__", "own")
+    settings = {
+        "metric": name,
+        "plan": plan.hash,
+        "variables": digest(variables),
+        "data": digest(chosen),
+        "eval_rate": eval_rate,
+        "seed": seed,
+    }
+    return Metric(lambda keep: float(run(keep, variables, chosen)), settings)
+
+
+def part(resident: Batch, rate: float, seed: int) -> Batch:
+    """A random share of the examples, the same ones for the same seed."""
+    n = len(resident["label"])
+    rows = np.random.default_rng(seed).permutation(n)[: max(1, round(rate * n))]
+    rows = np.sort(rows)
+    return jax.tree.map(lambda a: a[rows], resident)
+
+
+def digest(tree: Any) -> str:
+    """A short hash of the names, shapes and values of a tree's arrays."""
+    found = hashlib.sha256()
+    for path, leaf in _tree.flatten(tree).items():
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{path} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()[:16]

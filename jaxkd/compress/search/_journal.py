@@ -1,0 +1,160 @@
+"""The journal of a search: a line for each result, on the disk before the next one."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, nobody keeps two processes apart
+    fcntl = None  # type: ignore[assignment]
+
+Line = dict[str, Any]
+VERSION = 1
+
+
+def header(settings: Mapping[str, Any]) -> Line:
+    """The first line: what identifies the search, and a hash of it.
+
+    Raises:
+      ValueError: if JSON cannot hold the settings.
+    """
+    try:
+        text = json.dumps(settings, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings must be fit for JSON: {error}") from error
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"journal": VERSION, "sha256": digest, "settings": json.loads(text)}
+
+
+def read(path: str | os.PathLike) -> tuple[Line | None, list[Line]]:
+    """The header and the results of a journal; a torn last line is left out.
+
+    Returns:
+      The header, None if the file is empty or holds but a part of one, and the results.
+
+    Raises:
+      ValueError: if a line before the last is damaged, or it is no journal.
+    """
+    lines, _ = _parse(pathlib.Path(path))
+    return (lines[0], lines[1:]) if lines else (None, [])
+
+
+def _parse(path: pathlib.Path) -> tuple[list[Line], int]:
+    """The complete lines, and how many bytes they are."""
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    lines: list[Line] = []
+    for number, text in enumerate(content[:end].splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is damaged: {error}") from error
+        wanted = "journal" if number == 1 else "tokens"
+        if not isinstance(line, dict) or wanted not in line:
+            raise ValueError(
+                f"{path}, line {number} is not of a journal: {text[:80]!r}"
+            )
+        lines.append(line)
+    return lines, end
+
+
+@contextmanager
+def opened(
+    path: str | os.PathLike | None, settings: Mapping[str, Any]
+) -> Iterator[tuple[list[Line], Callable[[Line], None]]]:
+    """Opens a journal to go on with it, or starts it; None keeps none.
+
+    A torn last line, of a search that was killed while it wrote, is cut off.
+
+    Yields:
+      The results it holds, and a function that adds one; it returns when the line is on
+      the disk.
+
+    Raises:
+      ValueError: if it is the journal of another search, naming what differs; if it is
+        damaged; if another process is writing it.
+    """
+    first = header(settings)
+    if path is None:
+        yield [], lambda line: None
+        return
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Appending mode creates what is missing, and never cuts what somebody else wrote.
+    with path.open("ab") as file:
+        _lock(file, path)
+        lines, end = _parse(path)
+        start = json.dumps(first).encode() + b"\n"
+        torn = path.read_bytes()[end:]
+        if not lines and not start.startswith(torn):
+            raise ValueError(f"{path} is not a journal, it begins with {torn[:40]!r}")
+        if lines:
+            _same(lines[0], first, path)
+        file.truncate(end)
+
+        def append(line: Line) -> None:
+            write(file, line)
+
+        if not lines:
+            append(first)
+            _sync_directory(path.parent)
+        yield lines[1:], append
+
+
+def write(file: Any, line: Line) -> None:
+    """Adds a line; it is on the disk afterwards."""
+    file.write(json.dumps(line, default=_plain).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: arrays as lists, the rest in words; nothing is lost."""
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
+
+
+def _lock(file: Any, path: pathlib.Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process
+    except BlockingIOError:
+        raise ValueError(f"{path} is being written by another process") from None
+
+
+def _same(found: Line, wanted: Line, path: pathlib.Path) -> None:
+    if found.get("journal") != VERSION:
+        raise ValueError(
+            f"{path} is of version {found.get('journal')}, expected {VERSION}"
+        )
+    if found["sha256"] == wanted["sha256"]:
+        return
+    before, now = found["settings"], wanted["settings"]
+    missing = object()
+    differing = [
+        f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}"
+        for key in sorted({*before, *now})
+        if before.get(key, missing) != now.get(key, missing)
+    ]
+    raise ValueError(f"{path} is of another search: {'; '.join(differing)}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _sync_directory(directory: pathlib.Path) -> None:
+    """A new file survives a power cut only when its directory is on the disk too."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
