@@ -44,12 +44,12 @@ def contest(name: str, config: Any, contestants: tuple[str, ...]) -> list[Result
     with refusing("cannot train"):
         for method in chosen.values():
             _rehearse(_pair(student, teacher, None, world, of_student, config), method)
-    directory, write = _directory(name, config)
+    directory, write = opened(name, config)
     _, variables, taught = protocol.trained_teacher(
         config.teacher, whole, of_teacher, out=config.out, seed=0, write=write
     )
     results = directory / "results.jsonl"
-    found = _read(results)
+    found = finished(results)
     pair = _pair(student, teacher, variables, world, of_student, config)
     done = {result["method"] for result in found}
     for key in [key for key in chosen if key not in done]:
@@ -61,7 +61,7 @@ def contest(name: str, config: Any, contestants: tuple[str, ...]) -> list[Result
     return _finish(name, config, directory, teacher, student, taught, found, world)
 
 
-def _directory(name: str, config: Any) -> tuple[pathlib.Path, log.Log]:
+def opened(name: str, config: Any) -> tuple[pathlib.Path, log.Log]:
     """The run's directory and log; a resumed run writes on in its own."""
     if config.resume is None:
         directory = outcome.run_directory(config.out, name)
@@ -84,7 +84,7 @@ def _directory(name: str, config: Any) -> tuple[pathlib.Path, log.Log]:
     return directory, write
 
 
-def _read(results: pathlib.Path) -> list[Result]:
+def finished(results: pathlib.Path) -> list[Result]:
     """The results of a run so far; a last line that was cut off does not count."""
     if not results.exists():
         return []

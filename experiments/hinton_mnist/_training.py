@@ -208,8 +208,8 @@ def taught(lab: Lab, net: Net) -> Any:
     """
     config, task, variables = lab.config, lab.task, None
     plan = zip(config.teacher_learning_rates, config.teacher_epochs, strict=True)
-    fields = ("max_norm", "jitter", "input_dropout", "dataset", "evaluate_on")
-    fields = (*fields, "train_images")
+    data_fields = ("dataset", "evaluate_on", "train_images")
+    fields = ("max_norm", "jitter", "input_dropout", *data_fields)
     bounded = optax.masked(max_norm(config.max_norm), hidden_kernels)
     view = augment.chain(augment.jitter(config.jitter), task.view)
     for cycle, (rate, epochs) in enumerate(plan, start=1):

@@ -84,12 +84,13 @@ def stablehlo(
 @contextlib.contextmanager
 def _without_locations() -> Iterator[None]:
     """The file is the same whoever calls: it does not say where in their code."""
-    before = jax.config.jax_traceback_in_locations_limit
-    jax.config.update("jax_traceback_in_locations_limit", 0)
+    limit = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, limit)
+    jax.config.update(limit, 0)
     try:
         yield
     finally:
-        jax.config.update("jax_traceback_in_locations_limit", before)
+        jax.config.update(limit, before)
 
 
 _PLATFORM = {"cuda": "gpu", "rocm": "gpu"}

@@ -92,8 +92,9 @@ def run(graph: Graph, plan: Plan, args: list[Any], arithmetic: Arithmetic) -> An
             results = evaluate(op, *(t.value for t in tensors))
         for n, x in zip(op.outputs, results, strict=True):
             grid = values[plan.origin[n]].grid if n in plan.origin else None
-            marked = grid is not None and n not in tiles
-            keep(n, arithmetic.again(grid, x) if marked else x, grid)
+            if grid is not None and n not in tiles:
+                x = arithmetic.again(grid, x)
+            keep(n, x, grid)
     leaves = [values[n].value for n in graph.outputs]
     return jax.tree.unflatten(graph.out_tree, leaves)
 

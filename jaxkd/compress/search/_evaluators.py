@@ -48,7 +48,7 @@ class Course(NamedTuple):
 
 
 def short_training(
-    space: Space, course: Course, *, epochs: int, seeds: int = 1
+    space: Space, course: Course, *, epochs: int, seeds: int = 1, first_seed: int = 0
 ) -> Callable[[Tokens], dict[str, Any]]:
     """Builds the evaluator that trains a candidate for a few epochs.
 
@@ -60,7 +60,8 @@ def short_training(
       space: makes the networks.
       course: the data and the recipe.
       epochs: how many, >= 1.
-      seeds: trainings of each candidate, from seeds 0, 1, ..., one after another.
+      seeds: trainings of each candidate, one after another.
+      first_seed: of these; the others follow.
 
     Returns:
       From tokens to `{"reward", "accuracy", "loss", "diverged"}`: the reward is the
@@ -69,9 +70,12 @@ def short_training(
     """
     _check.whole(1)("epochs", epochs)
     _check.whole(1)("seeds", seeds)
+    _check.whole(0)("first_seed", first_seed)
 
     def evaluation(tokens: Tokens) -> dict[str, Any]:
-        accuracies, losses = trained(space.net(tokens), course, epochs, seeds)
+        accuracies, losses = trained(
+            space.net(tokens), course, epochs, seeds, first_seed
+        )
         finite = np.isfinite(losses).all(-1)
         return {
             "reward": float(np.where(finite, accuracies, 0.0).mean()),

@@ -1,0 +1,120 @@
+"""The parts of the experiment, and a small run of it that is cut short and resumed."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from experiments import search as experiment
+from jaxkd.compress import search
+
+needs_archives = pytest.mark.skipif(
+    not os.environ.get("JAXKD_ARCHIVES"),
+    reason="JAXKD_ARCHIVES names no folder of the official archives",
+)
+TINY = experiment.Config(
+    dataset="digits",
+    preset="short",
+    budget=3,
+    candidate_epochs=1,
+    epochs=2,
+    teacher_epochs=1,
+    seeds=2,
+    train_images=300,
+    batch_size=50,
+)
+
+
+def test_the_front_is_what_no_other_point_beats():
+    points = [(3, 0.6), (1, 0.5), (2, 0.5), (3, 0.7), (4, 0.7), (1, 0.4)]
+    front = experiment.front(points)
+    assert front == [(1, 0.5), (3, 0.7)]
+    beaten = lambda p: any(
+        q != p and q[0] <= p[0] and q[1] >= p[1] for q in set(points)
+    )
+    assert set(front) == {p for p in points if not beaten(p)}
+
+
+def test_presets_fill_what_is_not_given():
+    short = experiment.filled(experiment.Config(preset="short", epochs=99))
+    assert short.epochs == 99
+    assert short.budget == experiment.PRESETS["short"]["budget"]
+    assert None not in (short.stem_strides, short.augmented, short.train_images)
+    digits = experiment.filled(experiment.Config(preset="full", dataset="digits"))
+    assert (digits.stem_strides, digits.augmented) == (1, False)
+
+
+def test_the_base_is_the_usual_network_and_the_teacher_is_wider():
+    from jaxkd import cost
+
+    for kind in ("resnet", "mobilenet"):
+        config = experiment.filled(dataclasses.replace(TINY, space=kind))
+        space = search.resnet_space(10)
+        if kind == "mobilenet":
+            space = search.mobilenet_space(10)
+        lab = experiment.Lab(config, None, None, None, space, None)
+        base = cost.of(space.net(experiment.base_tokens(lab)), (32, 32, 3))
+        teacher = cost.of(experiment.teacher_net(lab), (32, 32, 3))
+        assert teacher.macs > 1.4 * base.macs
+
+
+@pytest.mark.slow
+def test_a_small_run_that_is_killed_resumes_and_leaves_its_report(
+    tmp_path, monkeypatch, capsys
+):
+    calls = []
+    make = search.short_training
+
+    def counted(*args, **knobs):
+        evaluate = make(*args, **knobs)
+
+        def run(tokens):
+            if len(calls) == 2:
+                calls.append(None)
+                raise KeyboardInterrupt
+            calls.append(tokens)
+            return evaluate(tokens)
+
+        return run
+
+    monkeypatch.setattr(search, "short_training", counted)
+    config = dataclasses.replace(TINY, out=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        experiment.main(config)
+    (folder,) = (tmp_path / "search").iterdir()
+    kept = search.trials(folder / "search.jsonl")
+    assert [trial.tokens for trial in kept] == calls[:2]
+
+    results = experiment.main(dataclasses.replace(config, resume=str(folder)))
+    # Two, the killed one, the third, all three as finalists, the base.
+    assert len(calls) == 2 + 1 + 1 + 3 + 1
+    assert results["chosen MACs"] <= 0.83 * results["base MACs"]
+    found = search.trials(folder / "search.jsonl")
+    assert len(found) == 3
+    text = (folder / "report.md").read_text()
+    assert "| base |" in text and "| chosen |" in text and text.count("±") >= 4
+    assert (folder / "candidates.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("short", "long"):
+        line = (folder / f"{name}.jsonl").read_text().splitlines()[1]
+        assert len(json.loads(line)["info"]["accuracy"]) == 2
+    assert "the space reaches" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.bad_input
+def test_an_impossible_limit_is_refused_with_the_range(tmp_path):
+    config = dataclasses.replace(TINY, share=0.001, out=str(tmp_path))
+    with pytest.raises(SystemExit, match="cannot be met: the space reaches"):
+        experiment.main(config)
+
+
+@needs_archives
+@pytest.mark.slow
+def test_a_few_candidates_of_the_real_images(tmp_path):
+    config = dataclasses.replace(
+        TINY, dataset="cifar10", stem_strides=2, budget=2, out=str(tmp_path)
+    )
+    results = experiment.main(config)
+    assert results["chosen MACs"] <= 0.83 * results["base MACs"]
+    assert min(v for k, v in results.items() if "MACs" not in k) > 0.1
