@@ -17,11 +17,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 def pytest_configure(config):
     """Fast tests are small: they wait for XLA's optimiser more than it saves them."""
-    if (
-        config.option.markexpr == "not slow"
-        and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
-    ):
-        jax.config.update("jax_disable_most_optimizations", True)
+    quick = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    if config.option.markexpr == "not slow" and quick not in os.environ:
+        os.environ[quick] = "1"  # also for the processes that tests start
+        jax.config.update(quick.lower(), True)
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def resnet_space(
       >>> space.choices["stage3_width"]
       (32, 48, 64, 80, 96)
       >>> space.size
-      2560000
+      320000
     """
     check_numbers(
         classes=classes, blocks=blocks, stem_strides=stem_strides, multiple=multiple
