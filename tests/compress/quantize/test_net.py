@@ -291,3 +291,12 @@ def test_what_belongs_to_a_layer_and_what_is_one():
         _, _, state = Q.quantized(net, *variables, config, SHAPE)
         wanted = set(names.split()) | ({"head.input"} if names else set())
         assert set(state["ranges"]) == wanted  # softmax is in floats until it is read
+
+
+def test_as_a_teacher_its_depthwise_layers_are_quantized_as_well(folded):
+    _, (net, params, state) = quantized(folded, weights=3)
+    x = images()
+    state = Q.calibrate(net, params, state, [x])
+    wanted = infer(net, params, state, x).logits
+    teacher = jax.jit(lambda v, x: distill.frozen(net)(v, {"image": x}).logits)
+    np.testing.assert_allclose(teacher((params, state), x), wanted, atol=1e-4)
