@@ -305,7 +305,8 @@ def test_digits_from_training_to_the_report_and_again_after_a_crash(
     assert calls.count("QAT static per channel W8A8") == 1
     assert (directory / "results.jsonl").read_text().startswith(kept)
     rows = {row["name"]: row for row in found}
-    assert len(rows) == 7 == len((directory / "results.jsonl").open().readlines())
+    lines = (directory / "results.jsonl").read_text().splitlines()
+    assert len(rows) == 7 == len(lines)
     whole, small = rows["float, distilled"], rows["QAT static per channel W8A8"]
     assert small["bytes"][0] < whole["bytes"][0] and small["float_ops"] == 0
     assert max(small["steps"]) < 3 and min(small["agreement"]) > 70
