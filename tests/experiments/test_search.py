@@ -2,17 +2,12 @@
 
 import dataclasses
 import json
-import os
 
 import pytest
 
 from experiments import search as experiment
 from jaxkd.compress import search
 
-needs_archives = pytest.mark.skipif(
-    not os.environ.get("JAXKD_ARCHIVES"),
-    reason="JAXKD_ARCHIVES names no folder of the official archives",
-)
 TINY = experiment.Config(
     dataset="digits",
     preset="short",
@@ -107,14 +102,3 @@ def test_an_impossible_limit_is_refused_with_the_range(tmp_path):
     config = dataclasses.replace(TINY, share=0.001, out=str(tmp_path))
     with pytest.raises(SystemExit, match="cannot be met: the space reaches"):
         experiment.main(config)
-
-
-@needs_archives
-@pytest.mark.slow
-def test_a_few_candidates_of_the_real_images(tmp_path):
-    config = dataclasses.replace(
-        TINY, dataset="cifar10", stem_strides=2, budget=2, out=str(tmp_path)
-    )
-    results = experiment.main(config)
-    assert results["chosen MACs"] <= 0.83 * results["base MACs"]
-    assert min(v for k, v in results.items() if "MACs" not in k) > 0.1
