@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import _check, _tree
+from jaxkd import _check, _files, _tree
 
 DATA, META, MANIFEST = "data", "meta.json", "manifest.json"
 PARTIAL = ".partial-"
@@ -160,15 +160,15 @@ def write(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any]) -> None:
         partial.mkdir()
         save(partial / DATA, as_dicts(tree))
         (partial / META).write_text(json.dumps(meta, indent=1) + "\n")
-        sums = {name: _digest(partial / name) for name in _files(partial)}
+        sums = {name: _digest(partial / name) for name in _contents(partial)}
         (partial / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n")
         for folder, _, names in os.walk(partial):
             for name in [*names, "."]:
-                _sync(os.path.join(folder, name))
+                _files.sync(os.path.join(folder, name))
         if path.exists():
             shutil.rmtree(path)
         os.rename(partial, path)
-        _sync(path.parent)
+        _files.sync(path.parent)
     except Exception as error:  # tensorstore has its own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"{path} could not be written: {error}") from error
@@ -371,7 +371,7 @@ def _clean(folder: pathlib.Path, keep: int, best: bool) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _files(folder: pathlib.Path) -> list[str]:
+def _contents(folder: pathlib.Path) -> list[str]:
     found = (p for p in sorted(folder.rglob("*")) if p.is_file())
     return [p.relative_to(folder).as_posix() for p in found]
 
@@ -379,14 +379,3 @@ def _files(folder: pathlib.Path) -> list[str]:
 def _digest(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: str | os.PathLike) -> None:
-    """Flushes a file or directory to the disk."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

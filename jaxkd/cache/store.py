@@ -20,10 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, nothing stops two writers of one path
-    fcntl = None  # type: ignore[assignment]
+from jaxkd import _files
 
 Arrays = dict[str, np.ndarray]
 FORMAT = 1
@@ -140,7 +137,7 @@ def replace(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
-    _flush_folder(path.parent)
+    _files.sync(path.parent)
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -152,17 +149,15 @@ def sha256(path: pathlib.Path) -> str:
 @contextlib.contextmanager
 def _alone(work: pathlib.Path) -> Iterator[None]:
     """One process at a time; the system takes the lock back when it dies."""
-    if fcntl is None:
+    if os.name != "posix":  # a directory cannot be opened there
         yield
         return
     handle = os.open(work, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _files.lock(handle):
             raise ValueError(
                 f"another process is filling {work}; wait for it, or name another path"
-            ) from error
+            )
         yield
     finally:
         os.close(handle)
@@ -257,18 +252,7 @@ def _publish(work: pathlib.Path, path: pathlib.Path) -> None:
     for file in [*work.glob("chunk-*.npz"), *work.glob(".*.unfinished"), work / PLAN]:
         file.unlink(missing_ok=True)
     os.rename(work, path)
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: pathlib.Path) -> None:
-    """A new name is durable once its folder is."""
-    if fcntl is None:
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    _files.sync(path.parent)
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

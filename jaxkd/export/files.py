@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,24 +18,6 @@ def check_directory(path: str | os.PathLike) -> None:
         raise FileNotFoundError(f"no directory {parent} to write {path} to")
     if pathlib.Path(path).is_dir():
         raise ValueError(f"path must be a file, got the directory {path}")
-
-
-def write(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file, whole or not at all; what was there stays until it is whole."""
-    path = pathlib.Path(path).absolute()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # a temporary file is its owner's alone
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
 
 
 def notes(

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxkd import _check
-from jaxkd.export import census, files, latency, program
+from jaxkd import _check, _files
+from jaxkd.export import census, latency, program
 
 
 class Options(NamedTuple):
@@ -95,7 +95,7 @@ def finish(
         if options.measure:
             one = images[: batch if isinstance(batch, int) else 1]
             (milliseconds,) = latency.medians([lambda: run(one)])
-    files.write(path, blob)
+    _files.write(path, blob)
     return Report(
         str(path),
         format,

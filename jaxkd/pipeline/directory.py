@@ -13,16 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jaxkd
-from jaxkd import data, log
-from jaxkd.export import files
+from jaxkd import _files, data, log
 from jaxkd.pipeline import toml
 from jaxkd.pipeline.config import Config
 from jaxkd.pipeline.world import World
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, nobody keeps two processes apart
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 CONFIG, RUN, METRICS, RESULTS = (
@@ -54,7 +48,7 @@ def create(config: Config, path: str | os.PathLike | None = None) -> pathlib.Pat
     if (run / CONFIG).exists():
         raise ValueError(f"{run} holds a run already; resume it, or name another")
     run.mkdir(parents=True, exist_ok=True)
-    files.write(run / CONFIG, toml.dumps(config).encode())
+    _files.write(run / CONFIG, toml.dumps(config).encode())
     return run
 
 
@@ -66,11 +60,8 @@ def locked(run: pathlib.Path) -> Iterator[None]:
       ValueError: if there is one.
     """
     with (run / "lock").open("ab") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another process is working in {run}") from None
+        if not _files.lock(file):
+            raise ValueError(f"another process is working in {run}")
         yield
 
 
@@ -78,7 +69,7 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, allow_nan=False)
-    files.write(path, text.encode() + b"\n")
+    _files.write(path, text.encode() + b"\n")
 
 
 def write_array(path: pathlib.Path, array: np.ndarray) -> None:
@@ -88,7 +79,7 @@ def write_array(path: pathlib.Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, array)
-    files.write(path, content.getvalue())
+    _files.write(path, content.getvalue())
 
 
 def describe(run: pathlib.Path, config: Config, world: World) -> None:
@@ -171,6 +162,6 @@ def metrics(run: pathlib.Path) -> Metrics:
     def reset(rows: list[Row]) -> None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if not path.exists() or path.read_text() != text:
-            files.write(path, text.encode())
+            _files.write(path, text.encode())
 
     return Metrics(add, reset)

@@ -2,9 +2,9 @@
 
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
+from jaxkd import _files
 from jaxkd.report import charts, courses, facts, page, predictions, results
 from jaxkd.report.blocks import Block, Heading, Note, Picture
 from jaxkd.report.merging import Group, grouped
@@ -83,15 +83,5 @@ def contents(groups: Sequence[Group]) -> list[Block]:
 def _put(path: pathlib.Path, text: str) -> pathlib.Path:
     """Writes a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # a temporary file is its owner's alone
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
+    _files.write(path, text.encode())
     return path

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxkd import data, export
+from jaxkd import _files, data, export
 from jaxkd.compress import quantize
 from jaxkd.data import augment
 from jaxkd.export import files
@@ -136,14 +136,14 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path, format):
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "a.onnx"
-    files.write(path, b"before")
+    _files.write(path, b"before")
 
     def fails(*_):
         raise OSError("full")
 
-    monkeypatch.setattr(files.os, "fsync", fails)
+    monkeypatch.setattr(_files.os, "fsync", fails)
     with pytest.raises(OSError, match="full"):
-        files.write(path, b"after")
+        _files.write(path, b"after")
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxkd import _files
 from jaxkd.compress.prune._threshold import by_threshold
 from jaxkd.compress.prune.choose import lowest
 from jaxkd.compress.prune.metric import Metric, digest
@@ -252,9 +253,4 @@ def _write(
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"sensitivity": VERSION, "settings": dict(settings)}
     content |= {"whole": whole, "points": points}
-    beside = path.with_name(f".{path.name}.part")
-    with beside.open("w") as out:
-        json.dump(content, out, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(beside, path)
+    _files.write(path, json.dumps(content, indent=1).encode())

@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: there, nobody keeps two processes apart
-    fcntl = None  # type: ignore[assignment]
+from jaxkd import _files
 
 Line = dict[str, Any]
 VERSION = 1
@@ -102,7 +99,7 @@ def opened(
 
         if not lines:
             append(first)
-            _sync_directory(path.parent)
+            _files.sync(path.parent)
         yield lines[1:], append
 
 
@@ -119,12 +116,8 @@ def _plain(value: Any) -> Any:
 
 
 def _lock(file: Any, path: pathlib.Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process
-    except BlockingIOError:
-        raise ValueError(f"{path} is being written by another process") from None
+    if not _files.lock(file):
+        raise ValueError(f"{path} is being written by another process")
 
 
 def _same(found: Line, wanted: Line, path: pathlib.Path) -> None:
@@ -147,14 +140,3 @@ def _same(found: Line, wanted: Line, path: pathlib.Path) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _sync_directory(directory: pathlib.Path) -> None:
-    """A new file survives a power cut only when its directory is on the disk too."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxkd import _files
 from jaxkd.compress import prune
-from jaxkd.export import files
 from jaxkd.pipeline.config import Prune
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.stages.job import Job, Made, row_of
@@ -17,7 +17,7 @@ def run(stage: Prune, job: Job) -> Made:
     held, world = job.models[stage.model], job.world
     net, variables = held.net, (held.params, held.state)
     plan, target = _plan(stage, held, job)
-    files.write(job.folder / "groups.txt", f"{plan.listing()}\n".encode())
+    _files.write(job.folder / "groups.txt", f"{plan.listing()}\n".encode())
     dropped = _chosen(stage, job, plan, target, held)
     x = world.plain(job.stage_key, {"image": world.resident["image"][:8]})["image"]
     prune.check_net(net, plan, *variables, dropped, x)
