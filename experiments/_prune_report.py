@@ -103,7 +103,7 @@ def _difference(row: dict[str, Any], whole: dict[str, Any]) -> str:
 
 def accuracy_picture(path: pathlib.Path, found: list[dict[str, Any]]) -> bool:
     """Draws accuracy after fine-tuning against MACs; False without matplotlib."""
-    pyplot = _pyplot()
+    pyplot = report.pyplot()
     if pyplot is None:
         return False
     figure, axis = pyplot.subplots(figsize=(6.4, 4.4))
@@ -121,13 +121,13 @@ def accuracy_picture(path: pathlib.Path, found: list[dict[str, Any]]) -> bool:
     axis.set(xlabel="multiply-accumulates, millions", ylabel="accuracy, %")
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
-    _save(pyplot, figure, path)
+    report.save(figure, path)
     return True
 
 
 def sensitivity_picture(path: pathlib.Path, file: pathlib.Path) -> bool:
     """Draws the metric against a group's width; False without matplotlib."""
-    pyplot = _pyplot()
+    pyplot = report.pyplot()
     if pyplot is None:
         return False
     content = json.loads(file.read_text())
@@ -143,23 +143,5 @@ def sensitivity_picture(path: pathlib.Path, file: pathlib.Path) -> bool:
     axis.grid(alpha=0.3)
     if len(content["points"]) <= 20:
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(pyplot, figure, path)
+    report.save(figure, path)
     return True
-
-
-def _pyplot() -> Any:
-    """matplotlib's, drawing into files; None without the extra `plots`."""
-    try:
-        import matplotlib
-    except ImportError:
-        return None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(pyplot: Any, figure: Any, path: pathlib.Path) -> None:
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from experiments import _quantize_files as files
-from experiments._prune_report import _pyplot, _save
 from jaxkd import log, report
 
 Row = dict[str, Any]
@@ -172,7 +171,7 @@ def _best(row: Row, whole: Row, alone: Row | None) -> str:
 
 def picture(path: pathlib.Path, found: list[Row]) -> bool:
     """Draws accuracy against the bytes of the files; False without matplotlib."""
-    pyplot = _pyplot()
+    pyplot = report.pyplot()
     if pyplot is None:
         return False
     figure, axis = pyplot.subplots(figsize=(8.4, 4.8))
@@ -190,5 +189,5 @@ def picture(path: pathlib.Path, found: list[Row]) -> bool:
     axis.set_xscale("log")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(pyplot, figure, path)
+    report.save(figure, path)
     return True

@@ -363,12 +363,9 @@ def draw(
     y_label: str,
 ) -> bool:
     """All candidates by cost and reward, the front, the marked ones; needs plots."""
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = report.pyplot()
+    if pyplot is None:
         return False
-    matplotlib.use("agg")
-    from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 4))
     axis.plot(*zip(*points, strict=True), ".", color="0.6", label="candidates")
@@ -378,9 +375,7 @@ def draw(
     axis.set(xlabel="MACs of one image", ylabel=y_label)
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    report.save(figure, path)
     return True
 
 

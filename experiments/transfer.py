@@ -376,12 +376,10 @@ def picture(
     path: str | os.PathLike, found: Mapping[str, Mapping[int, np.ndarray]]
 ) -> bool:
     """Draws accuracy against the number of target images; False without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = report.pyplot()
+    if pyplot is None:
         return False
-    matplotlib.use("agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import ticker
 
     figure, axis = pyplot.subplots(figsize=(6.4, 4.4))
     for way, by_size in found.items():
@@ -398,9 +396,7 @@ def picture(
     axis.set(xlabel="target images", ylabel="test accuracy, %")
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    report.save(figure, path)
     return True
 
 

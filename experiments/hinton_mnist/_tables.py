@@ -102,12 +102,9 @@ def picture(
     Returns:
       Whether it could be drawn: False without matplotlib (the extra `plots`).
     """
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = report.pyplot()
+    if pyplot is None:
         return False
-    matplotlib.use("agg")
-    from matplotlib import pyplot
 
     n = 1 + len(by_size)
     figure, axes = pyplot.subplots(1, n, figsize=(4.6 * n, 3.8), squeeze=False)
@@ -130,9 +127,7 @@ def picture(
     for axis in axes[0]:
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    report.save(figure, path)
     return True
 
 

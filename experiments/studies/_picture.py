@@ -7,18 +7,16 @@ from typing import Any
 import numpy as np
 
 from experiments.studies._finding import Arm, gain
+from jaxkd import report
 
 PLAIN, DISTILLED, TEACHER = "tab:gray", "tab:blue", "tab:red"
 
 
 def figure(panels: int, width: float = 5.0) -> tuple[Any, Any] | None:
     """A figure and its axes, or None without matplotlib, the extra `plots`."""
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = report.pyplot()
+    if pyplot is None:
         return None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
 
     made, axes = pyplot.subplots(1, panels, figsize=(width * panels, 4), squeeze=False)
     for axis in axes[0]:

@@ -1,13 +1,23 @@
 """What people look at: tables, curves as pictures, and the report of runs.
 
-`markdown`, `show`, `mean_sd`, `curves` and `dots` serve an experiment of your own.
+`markdown`, `show`, `mean_sd`, `curves`, `dots`, `pyplot` and `save` serve your experiments.
 `write` makes the report of run directories (their format: `jaxkd.pipeline`), which it
 reads as files only: `report.md`, and `report.html`, one file that needs no network and
 no scripts. Charts need matplotlib (the extra `plots`); all else is there without.
 """
 
-from jaxkd.report.pictures import curves, dots
+from jaxkd.report.pictures import curves, dots, pyplot, save
 from jaxkd.report.tables import Rows, markdown, mean_sd, show
 from jaxkd.report.writing import write
 
-__all__ = ["Rows", "curves", "dots", "markdown", "mean_sd", "show", "write"]
+__all__ = [
+    "Rows",
+    "curves",
+    "dots",
+    "markdown",
+    "mean_sd",
+    "pyplot",
+    "save",
+    "show",
+    "write",
+]

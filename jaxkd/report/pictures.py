@@ -26,10 +26,10 @@ def curves(
     Returns:
       Whether it could be drawn: False without matplotlib (the extra `plots`).
     """
-    pyplot = _pyplot()
-    if pyplot is None:
+    plot = pyplot()
+    if plot is None:
         return False
-    figure, axes = pyplot.subplots(
+    figure, axes = plot.subplots(
         1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False
     )
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
@@ -44,7 +44,7 @@ def curves(
         axis.set(title=title, xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.3)
         axis.legend(loc="lower right")
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -66,10 +66,10 @@ def dots(
     Returns:
       Whether it could be drawn: False without matplotlib (the extra `plots`).
     """
-    pyplot = _pyplot()
-    if pyplot is None:
+    plot = pyplot()
+    if plot is None:
         return False
-    figure, axis = pyplot.subplots(figsize=(6.4, 1.2 + 0.32 * len(groups)))
+    figure, axis = plot.subplots(figsize=(6.4, 1.2 + 0.32 * len(groups)))
     for row, values in enumerate(groups.values()):
         values = np.asarray(values, float).ravel()
         axis.plot(values, np.full(len(values), row), ".", color="0.6", ms=5)
@@ -81,11 +81,11 @@ def dots(
     axis.invert_yaxis()
     axis.set(xlabel=x_label)
     axis.grid(axis="x", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     """matplotlib's, drawing into files; None without the extra `plots`."""
     try:
         import matplotlib
@@ -97,8 +97,9 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: str | os.PathLike) -> None:
+def save(figure: Any, path: str | os.PathLike) -> None:
+    """Writes a figure, its directory made if need be, and closes it."""
     figure.tight_layout()
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    _pyplot().close(figure)
+    pyplot().close(figure)
