@@ -1,6 +1,6 @@
 """What people look at: tables, curves as pictures, and the report of runs.
 
-`markdown`, `show`, `mean_sd`, `curves`, `dots`, `pyplot` and `save` serve your experiments.
+`markdown`, `show`, `mean_sd`, `curves`, `dots`, `pyplot`, `save` are for experiments.
 `write` makes the report of run directories (their format: `jaxkd.pipeline`), which it
 reads as files only: `report.md`, and `report.html`, one file that needs no network and
 no scripts. Charts need matplotlib (the extra `plots`); all else is there without.
