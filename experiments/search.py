@@ -26,12 +26,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
 
-from experiments import _outcome as outcome, _pair as pair
-from jaxkd import checkpoint, data, distill, log, report, train
+from experiments import (
+    _outcome as outcomes,
+    _pair as pair,
+    _search_report as reports,
+)
+from jaxkd import checkpoint, data, distill, log, train
 from jaxkd.compress import search
 from jaxkd.data import augment
 from jaxkd.models import Net
@@ -343,84 +346,25 @@ def tested(lab: Lab, epochs: int, taught: bool) -> Callable[[search.Tokens], Any
     return evaluate
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other one beats: none is cheaper and at least as good.
-
-    >>> front([(1, 0.5), (2, 0.4), (3, 0.7)])
-    [(1, 0.5), (3, 0.7)]
-    """
-    kept: list[tuple[float, float]] = []
-    for cost, worth in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not kept or worth > kept[-1][1]:
-            kept.append((cost, worth))
-    return kept
-
-
-def draw(
-    path: pathlib.Path,
-    points: Sequence[tuple[float, float]],
-    marked: dict[str, tuple[float, float]],
-    y_label: str,
-) -> bool:
-    """All candidates by cost and reward, the front, the marked ones; needs plots."""
-    pyplot = report.pyplot()
-    if pyplot is None:
-        return False
-
-    figure, axis = pyplot.subplots(figsize=(6, 4))
-    axis.plot(*zip(*points, strict=True), ".", color="0.6", label="candidates")
-    axis.step(*zip(*front(points), strict=True), where="post", label="Pareto front")
-    for label, point in marked.items():
-        axis.plot(*point, "o", label=label)
-    axis.set(xlabel="MACs of one image", ylabel=y_label)
-    axis.grid(alpha=0.3)
-    axis.legend()
-    report.save(figure, path)
-    return True
-
-
-def rows(
-    names: Sequence[str],
-    tokens: Sequence[search.Tokens],
-    cost: Callable[[search.Tokens], float],
-    columns: dict[str, list[search.Trial]],
-) -> list[dict[str, str]]:
-    """The table of the base and the chosen network."""
-    whole = cost(tokens[0])
+def facts(lab: Lab, found: reports.Outcome) -> list[str]:
+    """What the table does not say."""
+    config = lab.config
+    seconds = sum(trial.seconds for trial in found.candidates)
+    winner = next(t for t in found.candidates if t.tokens == found.chosen)
     return [
-        {
-            "network": name,
-            "MACs": f"{cost(each):,.0f}",
-            "of the base": f"{cost(each) / whole:.1%}",
-            **{
-                title: report.mean_sd(found[i].info["accuracy"], scale=100)
-                for title, found in columns.items()
-            },
-        }
-        for i, (name, each) in enumerate(zip(names, tokens, strict=True))
+        f"{len(found.candidates)} candidates by {config.controller} in {seconds:,.0f} "
+        f"s, rewarded by {config.evaluator} on {len(lab.task.train.images):,} images; "
+        f"the base's reward was {found.base.reward:.4f}, the chosen one's "
+        f"{winner.reward:.4f}.",
+        f"Chosen: {lab.space.values(found.chosen)}.",
     ]
-
-
-def paired(found: list[search.Trial], label: str) -> str:
-    """How much better the chosen network is than the base, seed by seed."""
-    base, chosen = (np.asarray(trial.info["accuracy"]) for trial in found)
-    gain = 100 * (chosen - base)
-    if len(gain) == 1:
-        return (
-            f"{label}: the chosen network is {gain[0]:+.2f} points better (one seed)."
-        )
-    error = gain.std(ddof=1) / np.sqrt(len(gain))
-    return (
-        f"{label}: the chosen network is {gain.mean():+.2f} ± {error:.2f} points "
-        f"better than the base (mean over {len(gain)} seeds ± standard error)."
-    )
 
 
 def main(config: Config) -> dict[str, float]:
     """Runs the experiment; returns MACs and mean accuracies."""
     config = filled(config)
     if config.resume is None:
-        directory = outcome.run_directory(config.out, "search")
+        directory = outcomes.run_directory(config.out, "search")
         write = log.start(directory, config)
     else:
         directory, write = pathlib.Path(config.resume), lambda row: None
@@ -448,8 +392,9 @@ def main(config: Config) -> dict[str, float]:
             lab, "long", both, tested(lab, config.epochs or 1, True)
         ),
     }
-    table = rows(["base", "chosen"], both, cost, columns)
-    write_up(lab, found, (reference, chosen), cost, table, columns)
+    outcome = reports.Outcome(found, reference, chosen, cost, columns)
+    title = f"search: {lab.task.test.name}, {lab.space.name}"
+    reports.write_up(directory, title, outcome, facts(lab, outcome))
     brief, long = columns.values()
     return {
         "base MACs": cost(base),
@@ -459,56 +404,6 @@ def main(config: Config) -> dict[str, float]:
         "base, long": long[0].reward,
         "chosen, long": long[1].reward,
     }
-
-
-def write_up(
-    lab: Lab,
-    found: list[search.Trial],
-    both: tuple[search.Trial, search.Tokens],
-    cost: Callable[[search.Tokens], float],
-    table: list[dict[str, str]],
-    columns: dict[str, list[search.Trial]],
-) -> None:
-    """Prints the table; writes it with all candidates and a picture to `report.md`."""
-    config, (reference, chosen) = lab.config, both
-    seconds = sum(trial.seconds for trial in found)
-    winner = next(trial for trial in found if trial.tokens == chosen)
-    points = [(cost(trial.tokens), trial.reward) for trial in found]
-    best = set(front(points))
-    sentences = [
-        *(paired(trials, title) for title, trials in columns.items()),
-        f"{len(found)} candidates by {config.controller} in {seconds:,.0f} s, rewarded "
-        f"by {config.evaluator} on {len(lab.task.train.images):,} images; the base's "
-        f"reward was {reference.reward:.4f}, the chosen one's {winner.reward:.4f}.",
-        f"Chosen: {lab.space.values(chosen)}.",
-    ]
-    candidates = [
-        {
-            "candidate": " ".join(map(str, trial.tokens)),
-            "MACs": f"{cost(trial.tokens):,.0f}",
-            "reward": f"{trial.reward:.4f}",
-            "seconds": f"{trial.seconds:.1f}",
-            "front": "yes" if (cost(trial.tokens), trial.reward) in best else "",
-        }
-        for trial in found
-    ]
-    title = f"search: {lab.task.test.name}, {lab.space.name}"
-    report.show(table, title)
-    print(*sentences, sep="\n")
-    marked = {
-        "base": (cost(reference.tokens), reference.reward),
-        "chosen": (cost(chosen), winner.reward),
-    }
-    drawn = draw(lab.directory / "candidates.png", points, marked, "reward")
-    picture = "![Candidates by cost](candidates.png)\n\n" if drawn else ""
-    notes = "".join(f"* {sentence}\n" for sentence in sentences)
-    made = "".join(f"* {name}: {value}\n" for name, value in log.versions().items())
-    (lab.directory / "report.md").write_text(
-        f"# {title}\n\n{report.markdown(table)}\nAccuracy after the last epoch, mean ± "
-        f"standard deviation over seeds.\n\n{notes}\n{picture}"
-        f"{report.markdown(candidates)}\n{made}"
-    )
-    print(f"report: {lab.directory / 'report.md'}")
 
 
 if __name__ == "__main__":
