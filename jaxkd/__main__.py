@@ -89,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--to", metavar="FOLDER", help="where; by default the first run"
     )
+    report.add_argument(
+        "--tensorboard", action="store_true", help="also RUN/tensorboard of each run"
+    )
 
     evaluate = _command(commands, "eval", _eval, "measures an exported file")
     evaluate.add_argument("file", metavar="FILE", help=".stablehlo, .tflite or .onnx")
@@ -201,7 +204,8 @@ def _report(asked: argparse.Namespace, began: list[str]) -> None:
 
     for path in asked.run_directories:
         report.show(summary.rows(path), str(path))
-    for path in summary.write_report(asked.run_directories, asked.to):
+    written = report.write_events(asked.run_directories) if asked.tensorboard else []
+    for path in [*summary.write_report(asked.run_directories, asked.to), *written]:
         _say(f"report {path}")
 
 

@@ -233,10 +233,11 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
     """Channels leave a trained model."""
 
     method: Annotated[
-        Literal["uniform", "sensitivity", "global"], _text("how ratios are chosen")
+        Literal["uniform", "sensitivity", "search", "global"],
+        _text("how ratios are chosen"),
     ] = "uniform"
     criterion: Annotated[
-        Literal["l1", "l2", "fpgm", "bn_scale", "random"],
+        Literal["l1", "l2", "fpgm", "bn_scale", "taylor", "random"],
         _text("which channels go first"),
     ] = "l1"
     cost: Annotated[Literal["macs", "parameters", "bytes"], _text("what falls")] = (
@@ -249,8 +250,12 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
     include: Annotated[Pattern, _text("patterns of layers; empty: all")] = ()
     exclude: Annotated[Pattern, _text("patterns of layers that stay")] = ()
     step: Annotated[
-        float, Meta(description="sensitivity: grid of ratios", gt=0, lt=1)
+        float, Meta(description="sensitivity, search: grid of ratios", gt=0, lt=1)
     ] = 0.1
+    candidates: Annotated[int, _whole("search: how many are measured", 1, 10**6)] = 100
+    examples: Annotated[
+        int, _whole("taylor: training images of its gradient", 1, 10**6)
+    ] = 512
 
 
 class Quantize(Taught, frozen=True, kw_only=True, tag="quantize", tag_field="kind"):

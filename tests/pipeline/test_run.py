@@ -432,3 +432,32 @@ def test_quality_without_a_teacher_has_no_agreement():
     logits, labels = np.eye(3, dtype=np.float32), np.arange(3, dtype=np.int32)
     found = measuring.quality(logits, labels, None)
     assert found["accuracy"] == 1 and found["agreement"] is None
+
+
+def test_pruning_by_search_and_by_the_gradient_meets_its_target(whole, tmp_path):
+    text = f"""
+name = "next"
+[data]
+name = "digits"
+train_images = 100
+[models.student]
+kind = "mlp"
+widths = [24]
+weights = "{whole / "models" / "teacher"}"
+[[stages]]
+kind = "prune"
+method = "search"
+criterion = "taylor"
+ratio = 0.4
+round_to = 1
+step = 0.02
+candidates = 2
+examples = 50
+"""
+    (tmp_path / "next.toml").write_text(text)
+    config = runs.reading.load(tmp_path / "next.toml")
+    run = runs.start(config, tmp_path / "run")
+    before, after = read(run)["rows"]
+    assert 0.5 * before["macs"] < after["macs"] <= 0.6 * before["macs"]
+    journal = run / "stages" / "00-prune" / "search.jsonl"
+    assert len(journal.read_text().splitlines()) == 1 + 2

@@ -5,11 +5,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd import _files
+from jaxkd import _files, distill
 from jaxkd.compress import prune
 from jaxkd.pipeline.config import Prune
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.stages.job import Job, Made, row_of
+
+SENSITIVITIES = "sensitivities.json"
+LEAST = 0.9  # of the cost that is left: what is far smaller is not worth comparing
 
 
 def run(stage: Prune, job: Job) -> Made:
@@ -42,7 +45,11 @@ def rehearse(stage: Prune, job: Job) -> Held:
     """Finds the groups and whether the target can be met; widths stay."""
     held = job.models[stage.model]
     plan, _ = _plan(stage, held, job)
-    jax.eval_shape(lambda p: _scores(stage, job, plan, p), held.params)
+    jax.eval_shape(
+        lambda p, z: _scores(stage, job, plan, held._replace(params=p, state=z)),
+        held.params,
+        held.state,
+    )
     recipe = (*held.recipe, {"step": "prune"})
     return held._replace(net=prune.resized(held.net), recipe=recipe)
 
@@ -63,24 +70,38 @@ def _plan(stage: Prune, held: Held, job: Job) -> tuple[prune.Plan, prune.Target]
     return plan, target
 
 
-def _scores(stage: Prune, job: Job, plan: prune.Plan, params: Any) -> Any:
+def _scores(stage: Prune, job: Job, plan: prune.Plan, held: Held) -> Any:
     if stage.criterion == "random":
         key = jax.random.fold_in(job.stage_key, 1)
         return jax.random.uniform(key, (plan.units,))
+    if stage.criterion == "taylor":
+        return prune.criteria.taylor(plan, held.params, _gradient(stage, job, held))
     criteria = {
         "l1": prune.criteria.l1,
         "l2": prune.criteria.l2,
         "fpgm": prune.criteria.geometric_median,
         "bn_scale": prune.criteria.batch_norm_scale,
     }
-    return criteria[stage.criterion](plan, params)
+    return criteria[stage.criterion](plan, held.params)
+
+
+def _gradient(stage: Prune, job: Job, held: Held) -> Any:
+    """Of the mean cross-entropy of the first training images, as they are."""
+    first = jax.tree.map(lambda a: a[: stage.examples], job.world.resident)
+    batch = job.world.plain(job.stage_key, first)
+
+    def loss(params: Any) -> Any:
+        outputs, _ = held.net.apply(params, held.state, batch["image"], train=False)
+        return distill.cross_entropy(outputs.logits, batch["label"]).mean()
+
+    return jax.grad(loss)(held.params)
 
 
 def _chosen(
     stage: Prune, job: Job, plan: prune.Plan, target: prune.Target, held: Held
 ) -> np.ndarray:
     """The units that go. Accuracies are those on the validation images."""
-    scores = _scores(stage, job, plan, held.params)
+    scores = _scores(stage, job, plan, held)
     if stage.method == "uniform":
         return prune.uniform(plan, scores, target)
     if stage.method == "global":
@@ -93,13 +114,25 @@ def _chosen(
         view=job.world.plain,
     )
     ratios = np.arange(0, 1 - 1e-9, stage.step).round(6).tolist()
-    file = job.folder / "sensitivities.json"
+    file = job.folder / ("search.jsonl" if stage.method == "search" else SENSITIVITIES)
+
+    def measured() -> np.ndarray:
+        if stage.method == "sensitivity":
+            return prune.sensitivity(
+                plan, scores, target, metric, ratios=ratios, file=file
+            )
+        return prune.search(
+            plan, scores, target, metric,
+            grid=ratios, budget=stage.candidates, least=LEAST,
+            seed=job.config.seed, journal=file,
+        ).dropped  # fmt: skip
+
     try:
-        return prune.sensitivity(plan, scores, target, metric, ratios=ratios, file=file)
+        return measured()
     except ValueError as error:
         # A file of another beginning: this folder is being done anew.
         if not file.exists():
             raise
         job.warn(f"{error}; it is measured anew")
         file.unlink()
-        return prune.sensitivity(plan, scores, target, metric, ratios=ratios, file=file)
+        return measured()
