@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments import search as experiment
+from experiments import _search_report as reports, search as experiment
 from jaxkd.compress import search
 
 TINY = experiment.Config(
@@ -23,7 +23,7 @@ TINY = experiment.Config(
 
 def test_the_front_is_what_no_other_point_beats():
     points = [(3, 0.6), (1, 0.5), (2, 0.5), (3, 0.7), (4, 0.7), (1, 0.4)]
-    front = experiment.front(points)
+    front = reports.front(points)
     assert front == [(1, 0.5), (3, 0.7)]
     beaten = lambda p: any(
         q != p and q[0] <= p[0] and q[1] >= p[1] for q in set(points)
