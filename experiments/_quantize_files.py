@@ -24,7 +24,7 @@ class Cell(NamedTuple):
     """One way to quantize.
 
     Attributes:
-      method: "PTQ" or "QAT".
+      method: "PTQ", "PTQ equalised", "PTQ corrected" or "QAT".
       activation: "dynamic" or "static".
       per_channel: scales of kernels; one for all if not.
       bits: of kernels.

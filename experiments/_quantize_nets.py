@@ -186,12 +186,17 @@ def subjects(
     config = quantization(bench.config, cell)
     folded = [quantize.fold(net, *own, bench.shape) for own in variables]
     plain = folded[0][0]
+    if cell.method == "PTQ equalised":
+        folded = [(n, quantize.equalise(n, p, s, bench.shape), s) for n, p, s in folded]
     made = [quantize.quantized(plain, p, s, config, bench.shape) for _, p, s in folded]
     ready = made[0][0]
     starts = [
         (params, quantize.calibrate(ready, params, state, bench.calibration))
         for _, params, state in made
     ]
+    if cell.method == "PTQ corrected":
+        images = bench.calibration
+        starts = [(quantize.bias_correction(ready, *o, images), o[1]) for o in starts]
     if cell.method == "QAT":
         teacher, taught = plain, [(params, state) for _, params, state in folded]
         if bench.config.taught_by == "teacher" and bench.teacher is not None:

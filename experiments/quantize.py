@@ -3,8 +3,9 @@ r"""Quantization: after training and in it, and what the exported files do.
 A student is trained on the labels alone and, from the same seeds, taught by a teacher.
 The taught one is folded and quantized in every way of the grid {PTQ, QAT} x {dynamic,
 static ranges} x {per tensor, per channel} x {8, 4 bits of kernels}. PTQ measures ranges
-on a few training images; QAT then trains the quantized network, taught by the student
-itself in float, or by the teacher. Last, the student is pruned, fine-tuned with
+on a few training images, "PTQ equalised" after cross-layer equalisation, "PTQ
+corrected" with bias correction; QAT then trains the quantized network, taught by the
+student itself in float, or by the teacher. Last, the student is pruned, fine-tuned with
 distillation, and quantized in training. Every accuracy is that of the exported file,
 run by its runtime on the real test images.
 
@@ -45,7 +46,8 @@ from jaxkd import _check, data
 from jaxkd.compress import prune
 from jaxkd.models import CNNS, Net
 
-METHODS, ACTIVATIONS = ("PTQ", "QAT"), ("dynamic", "static")
+METHODS = ("PTQ", "PTQ equalised", "PTQ corrected", "QAT")
+ACTIVATIONS = ("dynamic", "static")
 SCALES = ("per_tensor", "per_channel")
 PRESETS = {
     "full": [protocol.Protocol(epochs=n) for n in (200, 240, 20)],
@@ -67,7 +69,7 @@ class Config:
     preset: Literal["full", "short"] = "full"
     archives: str | None = None  # folder of the official archives
     data_dir: str | None = None  # where prepared data are kept
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = ("PTQ", "QAT")  # or "PTQ equalised", "PTQ corrected"
     activations: tuple[str, ...] = ACTIVATIONS
     scales: tuple[str, ...] = SCALES
     bits: tuple[int, ...] = (8, 4)  # of kernels

@@ -323,7 +323,8 @@ def test_digits_from_training_to_the_report_and_again_after_a_crash(
     # The float networks of this run serve another, which trains none.
     monkeypatch.setattr(experiment.protocol, "learn", None)
     more = digits(
-        tmp_path, seeds=1, reuse=str(directory), methods=("PTQ",), bits=(4,),
+        tmp_path, seeds=1, reuse=str(directory), bits=(4,),
+        methods=("PTQ", "PTQ equalised", "PTQ corrected"),
         activations=("static",),
     )  # fmt: skip
     monkeypatch.setattr(nets, "pruned", lambda bench, net, variables: variables)
@@ -331,4 +332,6 @@ def test_digits_from_training_to_the_report_and_again_after_a_crash(
     again = {row["name"]: row for row in experiment.main(more)}
     for name in ("float, alone", "float, distilled"):
         assert again[name]["accuracy"] == rows[name]["accuracy"][:1]
+    ways = [name for name in again if name.startswith("PTQ")]
+    assert len(ways) == 3 * 2 == len({json.dumps(again[n]["difference"]) for n in ways})
     assert json.loads((directory / "config.json").read_text())["seeds"] == 2
