@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import transfer
+from experiments import _transfer_report as reports, transfer
 from jaxkd import data, train
 from jaxkd.data import archives, classes, specs
 
@@ -110,7 +110,7 @@ def test_choosing_leaves_the_test_set_alone():
 def test_tables_by_hand():
     found = {way: {50: np.array([0.5, 0.7])} for way in WAYS}
     found["fine-tuned"] = {50: np.array([0.8, 0.8])}
-    accuracy, gains = transfer.tables(found)
+    accuracy, gains = reports.tables(found)
     # Mean 60, deviations of 10 either way: sqrt(200) = 14.14.
     assert accuracy[0]["from scratch"] == "60.00 ± 14.14"
     # Differences of 30 and 10: mean 20, standard deviation 14.14, by sqrt(2) is 10.
@@ -118,13 +118,13 @@ def test_tables_by_hand():
     assert gains[0]["fused - fine-tuned"] == "-20.00 ± 10.00"
     assert gains[0]["distilled - from scratch"] == "+0.00 ± 0.00"
     one = {way: {50: values[50][:1]} for way, values in found.items()}
-    assert transfer.tables(one)[1][0]["fine-tuned - from scratch"] == "+30.00"
+    assert reports.tables(one)[1][0]["fine-tuned - from scratch"] == "+30.00"
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_picture_of_any_number_of_seeds(tmp_path, seeds):
     found = {way: {n: np.full(seeds, 0.5) for n in (10, 1000)} for way in WAYS}
-    assert transfer.picture(tmp_path / "curves.png", found)
+    assert reports.picture(tmp_path / "curves.png", found)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
