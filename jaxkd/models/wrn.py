@@ -118,7 +118,7 @@ def wrn(
       dtype: what to compute in, e.g. `jnp.bfloat16`; parameters and batch statistics
         stay float32 and so do the logits. None follows the input.
       remat: keeps a block's input instead of all inside it for the gradient: less
-        memory, one more forward pass. Interceptors of layers cannot be used with it.
+        memory, one more forward pass. Interceptors must not keep values they see.
 
     Returns:
       The network, e.g. `wrn(**WRNS["wrn_40_2"], classes=100)`.
