@@ -86,7 +86,7 @@ class Config:
     seeds: int = 3  # of the tested networks
     search_seed: int = 0
     train_images: int | None = None  # only so many of them
-    stem_strides: int | None = None  # of resnet; 2 takes a quarter of the MACs
+    stem_strides: int | None = None  # 2 takes a quarter of the MACs
     augmented: bool | None = None  # flips and crops, and a teacher that sees them
     learning_rate: float = 3e-3  # at first; it falls to 0 along half a cosine
     batch_size: int = 100
@@ -144,12 +144,10 @@ def prepare(config: Config, directory: pathlib.Path) -> Lab:
     )
     moved = (augment.flip(), augment.crop(4)) if config.augmented else ()
     task = pair.task(train_set, test, augment.chain(*moved, plain))
+    make: Any = search.resnet_space
     if config.space == "mobilenet":
-        space = search.mobilenet_space(train_set.num_classes)
-    else:
-        space = search.resnet_space(
-            train_set.num_classes, stem_strides=config.stem_strides or 1
-        )
+        make = search.mobilenet_space
+    space = make(train_set.num_classes, stem_strides=config.stem_strides or 1)
     resident = data.on_device(validation)
     return Lab(config, task, resident, plain, space, directory)
 

@@ -92,6 +92,26 @@ def test_squeeze_and_excite_scales_channels():
     np.testing.assert_allclose(out, x * scale[:, None, None, :], rtol=1e-5, atol=1e-6)
 
 
+def test_a_stem_of_stride_two_takes_a_quarter_of_the_convolutions():
+    for make, base in (
+        (search.resnet_space, search.resnet_base),
+        (search.mobilenet_space, lambda s: search.mobilenet_base()),
+    ):
+        whole, quarter = make(10), make(10, stem_strides=2)
+        tokens = whole.tokens(**base(whole))
+        a, b = (search.macs(s, IMAGE)(tokens) for s in (whole, quarter))
+        dense = _head(whole.net(tokens))
+        assert a - dense == 4 * (b - dense)
+        assert whole.settings != quarter.settings
+
+
+def _head(net):
+    """The multiply-accumulates of the classifier."""
+    x = jax.ShapeDtypeStruct((1, *IMAGE), np.float32)
+    params, _ = jax.eval_shape(net.init, jax.random.key(0), x)
+    return params["head"]["kernel"].size
+
+
 def test_values_and_tokens_are_inverse():
     for tokens in search.sample(RESNETS.sizes, 5):
         assert RESNETS.tokens(**RESNETS.values(tokens)) == tokens
