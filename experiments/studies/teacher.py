@@ -23,7 +23,7 @@ def run(lab: Lab) -> f.Finding:
     of = [100 * float(one.metrics["accuracy"]) for one in taught]
     least, best_teacher = arms[tried.index(min(tried))], of.index(max(of))
     sentence = (
-        f"Of the teachers, the students' {f.best_of(arms, least)}; the best teacher "
+        f"Judged by their students: {f.best_of(arms, least)}; the best teacher "
         f"({arms[best_teacher].label}, {of[best_teacher]:.2f}%) makes "
         f"{f.changes(f.gain(arms[best_teacher]))}, the worst ({min(of):.2f}%) "
         f"{f.changes(f.gain(arms[of.index(min(of))]))} over the plain student."
