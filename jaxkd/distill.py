@@ -261,6 +261,13 @@ def distiller(
     reaches them. `step` is pure: `jit` it with the state donated, `lax.scan` it over
     batches for an epoch, `vmap` it over states for several seeds.
 
+    Gradients are accumulated by the optimiser, `optax.MultiSteps(tx, k)`: parameters
+    move once in k steps, by the mean of their gradients, as in one step on a batch k
+    times as large. What compares examples is not the same: relational losses and
+    BatchNorm see each of the k batches by itself. To let them see more examples, use
+    more devices (`jaxkd.mesh`), or recompute (`remat` of the networks). Batch
+    statistics and memories move, and weight schedules count, in each of the k steps.
+
     Args:
       student: the network to train.
       teacher: `frozen(net)`, `cached`, `nobody`, or any function of its type.

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
-from jaxkd import data, log as logs
+from jaxkd import data, log as logs, mesh as meshes
 from jaxkd.cache import cache_teacher as cache_teacher
 from jaxkd.data.augment import View
 from jaxkd.distill import Distiller, TrainState
@@ -34,23 +35,34 @@ def example(resident: Batch, view: View, size: int = 2) -> Batch:
     return view(jax.random.key(0), batch)
 
 
-def make_epoch(distiller: Distiller, *, view: View, batch_size: int) -> Epoch:
+def make_epoch(
+    distiller: Distiller, *, view: View, batch_size: int, mesh: Mesh | None = None
+) -> Epoch:
     """Builds one pass over the data as a pure function, to be compiled by `fit`.
+
+    On a mesh each device takes an equal part of every batch; the losses, BatchNorm and
+    the metrics are those of the whole batch. State, teacher and data have to lie on it
+    (`mesh.put`), the data replicated, the networks as is best for them.
 
     Args:
       distiller: whose `step` is taken for every batch.
       view: from the stored uint8 images to what the networks see; student and teacher
         see the same.
-      batch_size: examples in a step; the last, incomplete batch is left out.
+      batch_size: examples in a step, on all devices together; the last, incomplete
+        batch is left out.
+      mesh: of the devices, from `mesh.make`; None for one device.
 
     Returns:
       `(state, teacher_variables, resident, key) -> (state, metrics)`, where each metric
       has one value per step, `[steps]`.
 
     Raises:
-      ValueError: when traced, if the batch is larger than the data, or if the view is
-        random while a teacher's stored outputs ("teacher...") lie beside the images.
+      ValueError: if the mesh cannot share a batch equally; when traced, if the batch is
+        larger than the data, if the view is random while a teacher's stored outputs
+        ("teacher...") lie beside the images, or if an argument is not on the mesh.
     """
+    if mesh is not None:
+        meshes.check_batch(batch_size, mesh)
 
     def epoch(
         state: TrainState, teacher_variables: Any, resident: Batch, key: Array
@@ -61,12 +73,16 @@ def make_epoch(distiller: Distiller, *, view: View, batch_size: int) -> Epoch:
                 "images; use the live teacher, a view without augmentation, or one "
                 "that can be replayed (schemes.offline)"
             )
+        meshes.check_placed(
+            mesh, state=state, teacher_variables=teacher_variables, resident=resident
+        )
         order_key, view_key = jax.random.split(key)
         order = data.epoch(order_key, len(resident["image"]), batch_size)
 
         def step(state: TrainState, now: tuple[Array, Array]) -> tuple:
             indices, key = now
-            batch = view(key, data.gather(resident, indices))
+            batch = meshes.split(data.gather(resident, indices), mesh)
+            batch = meshes.split(view(key, batch), mesh)
             return distiller.step(state, teacher_variables, batch)
 
         return jax.lax.scan(
@@ -134,7 +150,7 @@ def fit(
     """Trains for a number of epochs: one compilation, one call to the device for each.
 
     The state is donated: the one passed in must not be used afterwards. The data order
-    of epoch e depends on `key` and e alone.
+    of epoch e depends on `key` and e alone. On a mesh, the state keeps its sharding.
 
     Ctrl-C lets the epoch that is under way finish (a compiled program cannot be
     stopped), then returns what there is; a second Ctrl-C raises at once.
@@ -167,7 +183,7 @@ def fit(
         raise ValueError(f"epochs must be >= 0, got {epochs}")
     if not 0 <= first_epoch <= epochs:
         raise ValueError(f"first_epoch must be 0 to {epochs}, got {first_epoch}")
-    run_epoch = jax.jit(epoch, donate_argnums=0)
+    run_epoch, key = _compiled(epoch, state, key)
     keys = jax.jit(_fold)
     history: list[logs.Row] = []
     left = epochs - first_epoch
@@ -191,6 +207,21 @@ def fit(
             if stop.is_set():
                 break
     return Run(state, history, interrupted=len(history) < left)
+
+
+def _compiled(epoch: Epoch, state: TrainState, key: Array) -> tuple[Epoch, Array]:
+    """The epoch to be run, and its key where the state is."""
+    leaves = jax.tree.leaves(state)
+    parts: list[Any] = [leaf.sharding for leaf in leaves if hasattr(leaf, "sharding")]
+    on: Any = next(
+        (part.mesh for part in parts if isinstance(part, NamedSharding)), None
+    )
+    if on is None:
+        return jax.jit(epoch, donate_argnums=0), key
+    # Else XLA may let the state come out elsewhere: not donated, and compiled again.
+    out = (meshes.shardings(state), meshes.replicated(on))
+    run_epoch = jax.jit(epoch, donate_argnums=0, out_shardings=out)
+    return run_epoch, meshes.put(key, meshes.replicated(on))
 
 
 def _fold(key: Array, epoch: Array) -> Array:

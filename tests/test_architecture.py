@@ -9,12 +9,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "jaxkd"
 LAYERS = [
-    "types _check _files _tree cost",
+    "types _check _files _tree cost mesh processes",
     "losses",
     "data",
     "models",
     "distill terms",
-    "train evaluate checkpoint log cache schemes transfer",
+    "train evaluate checkpoint log cache schemes transfer streaming",
     "compress",
     "export report",
     "pipeline",
