@@ -1,20 +1,26 @@
 """Data: decoded splits on the host, batches gathered on the device, augmentation."""
 
-from jaxkd.data import augment
+from jaxkd.data import augment, decode
 from jaxkd.data.batches import epoch, gather, on_device
 from jaxkd.data.dataset import Dataset, channel_statistics, fingerprint, subset
+from jaxkd.data.records import records
 from jaxkd.data.sources import load, names, prepare
+from jaxkd.data.stream import Source, mapped
 
 __all__ = [
     "Dataset",
+    "Source",
     "augment",
     "channel_statistics",
+    "decode",
     "epoch",
     "fingerprint",
     "gather",
     "load",
+    "mapped",
     "names",
     "on_device",
     "prepare",
+    "records",
     "subset",
 ]
