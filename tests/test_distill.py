@@ -1,5 +1,7 @@
 """The contracts of a Distiller, on a toy pair of networks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +21,18 @@ def batch():
     }
 
 
-@pytest.fixture
-def world(batch):
-    variables = toys.teacher_variables()
+@functools.cache
+def distiller():
+    """One for all tests, so that one program makes its states and one its steps."""
     teacher = distill.frozen(toys.teacher)
     d = distill.distiller(toys.student, teacher, toys.spec, optax.sgd(0.1))
-    return d, d.init(jax.random.key(0), variables, batch), variables, batch
+    return d, jax.jit(d.init), jax.jit(d.step), toys.teacher_variables()
+
+
+@pytest.fixture
+def world(batch):
+    d, init, _, variables = distiller()
+    return d, init(jax.random.key(0), variables, batch), variables, batch
 
 
 def close(a, b):
@@ -32,13 +40,13 @@ def close(a, b):
 
 
 def test_every_named_part_moves_and_the_loss_falls(world):
-    d, state, variables, batch = world
-    step, first = jax.jit(d.step), None
+    _, state, variables, batch = world
+    step, first = distiller()[2], None
     for _ in range(100):
         new, metrics = step(state, variables, batch)
         first = first or metrics["loss/hint"]
         moved = jax.tree.map(
-            lambda a, b: bool((a != b).any()), new.params, state.params
+            lambda a, b: not np.array_equal(a, b), new.params, state.params
         )
         assert any(jax.tree.leaves(moved["student"]))
         assert all(jax.tree.leaves(moved["terms"]["hint"]))
@@ -48,9 +56,9 @@ def test_every_named_part_moves_and_the_loss_falls(world):
 
 
 def test_metrics_are_the_specs_names_and_their_weighted_sum(world):
-    d, state, variables, batch = world
+    _, state, variables, batch = world
     state = state._replace(step=jnp.asarray(4))  # where kd's schedule is at 0.4
-    _, metrics = jax.jit(d.step)(state, variables, batch)
+    _, metrics = distiller()[2](state, variables, batch)
     assert set(metrics) == {"loss", "loss/ce", "loss/kd", "loss/hint", "norm/grad"}
     total = 0.5 * metrics["loss/ce"] + 0.4 * metrics["loss/kd"] + metrics["loss/hint"]
     close(metrics["loss"], total)
@@ -79,18 +87,19 @@ def test_traces_once(world):
 def test_scan_is_the_loop_and_vmap_is_the_seeds(world):
     d, state, variables, batch = world
     batches = jax.tree.map(lambda x: jnp.stack([x] * 3), batch)
-    scanned, _ = jax.lax.scan(lambda z, b: d.step(z, variables, b), state, batches)
-    looped, step = state, jax.jit(d.step)
+    one = lambda z, b: d.step(z, variables, b)
+    scanned, _ = jax.jit(lambda z, b: jax.lax.scan(one, z, b))(state, batches)
+    _, init, step, _ = distiller()
+    looped = state
     for _ in range(3):
         looped, _ = step(looped, variables, batch)
     jax.tree.map(close, scanned.params, looped.params)
 
     keys = jax.random.split(jax.random.key(7), 4)
-    many = jax.vmap(d.init, in_axes=(0, None, None))(keys, variables, batch)
-    together, metrics = jax.vmap(d.step, in_axes=(0, None, None))(
-        many, variables, batch
-    )
-    alone, _ = step(d.init(keys[2], variables, batch), variables, batch)
+    of_seeds = lambda f: jax.jit(jax.vmap(f, in_axes=(0, None, None)))
+    many = of_seeds(d.init)(keys, variables, batch)
+    together, metrics = of_seeds(d.step)(many, variables, batch)
+    alone, _ = step(init(keys[2], variables, batch), variables, batch)
     assert metrics["loss"].shape == (4,)
     jax.tree.map(lambda a, b: close(a[2], b), together.params, alone.params)
 
@@ -105,7 +114,7 @@ def test_students_start_equal_whatever_the_spec(world):
     other = distill.distiller(
         toys.student, distill.nobody, toys.labels_only, optax.adam(0.1)
     )
-    alone = other.init(jax.random.key(0), None, batch)
+    alone = jax.jit(other.init)(jax.random.key(0), None, batch)
     same = lambda a, b: np.testing.assert_array_equal(a, b)
     jax.tree.map(same, alone.params["student"], state.params["student"])
 
@@ -118,16 +127,16 @@ def test_a_teacher_is_any_function_of_variables_and_batch(world):
     found = []
     for teacher, its in ((live, variables), (distill.cached, None)):
         d = distill.distiller(toys.student, teacher, spec, optax.sgd(0.1))
-        state = d.init(jax.random.key(0), its, batch)
+        state = jax.jit(d.init)(jax.random.key(0), its, batch)
         state = state._replace(step=jnp.asarray(5))
         found.append(jax.jit(d.step)(state, its, batch)[1]["loss"])
     np.testing.assert_allclose(*found, rtol=1e-6)
 
 
 def test_batch_statistics_the_teachers_stay_the_students_move_once(world):
-    d, state, variables, batch = world
+    _, state, variables, batch = world
     before = jax.tree.map(np.asarray, variables)
-    new, _ = jax.jit(d.step)(state, variables, batch)
+    new, _ = distiller()[2](state, variables, batch)
     jax.tree.map(np.testing.assert_array_equal, variables, before)
     old = state.state["student"]["batch_stats"]["BatchNorm_0"]["mean"]
     now = new.state["student"]["batch_stats"]["BatchNorm_0"]["mean"]

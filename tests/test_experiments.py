@@ -35,13 +35,14 @@ def only(directory: pathlib.Path) -> pathlib.Path:
     return found
 
 
-def test_quickstart_with_few_images_distilled_beats_alone(tmp_path, capsys):
+def test_quickstart_in_short_leaves_its_report(tmp_path, capsys):
     config = quickstart.Config(
-        seeds=3, teacher_epochs=15, student_steps=300, out=str(tmp_path)
+        seeds=2, teacher_epochs=4, student_steps=30, out=str(tmp_path)
     )
     results = quickstart.main(config)
-    assert results["teacher"] > 0.95
-    assert results["distilled, 100 images"] > results["alone, 100 images"]
+    chance = 0.1
+    assert results["teacher"] > 3 * chance
+    assert results["distilled, 100 images"] > chance < results["alone, 100 images"]
     whole(only(tmp_path / "quickstart"))
     printed = capsys.readouterr().out
     assert "student distilled, 1,297 images" in printed
@@ -50,7 +51,9 @@ def test_quickstart_with_few_images_distilled_beats_alone(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_quickstart_at_full_size_gains_three_standard_errors(tmp_path, capsys):
-    quickstart.main(quickstart.Config(out=str(tmp_path)))
+    results = quickstart.main(quickstart.Config(out=str(tmp_path)))
+    assert results["teacher"] > 0.95
+    assert results["distilled, 100 images"] > results["alone, 100 images"]
     sentence = next(
         line for line in capsys.readouterr().out.splitlines() if "100 images: " in line
     )

@@ -17,16 +17,24 @@ from jaxkd.data import augment
 from tests import toys
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def world():
+    """One for all tests, so that its epoch is compiled once; states are made anew."""
     resident = data.on_device(toys.dataset())
     variables = toys.teacher_variables()
     teacher = distill.frozen(toys.teacher)
     d = distill.distiller(toys.student, teacher, toys.spec, optax.sgd(0.05))
     epoch = train.make_epoch(d, view=toys.view, batch_size=8)
     batch = train.example(resident, toys.view)
-    start = lambda seed=0: d.init(jax.random.key(seed), variables, batch)
+    init = jax.jit(d.init)
+    start = lambda seed=0: init(jax.random.key(seed), variables, batch)
     return d, epoch, start, variables, resident
+
+
+def starts(d, keys, variables, resident):
+    """A state of every key."""
+    batch = train.example(resident, toys.view)
+    return jax.jit(jax.vmap(d.init, in_axes=(0, None, None)))(keys, variables, batch)
 
 
 def close(a, b):
@@ -56,7 +64,7 @@ def test_fit_learns_and_keeps_its_history(world):
     batch = train.example(resident, toys.view)
     run = train.fit(
         train.make_epoch(d, view=toys.view, batch_size=8),
-        d.init(jax.random.key(0), None, batch),
+        jax.jit(d.init)(jax.random.key(0), None, batch),
         None,
         resident,
         key=jax.random.key(0),
@@ -100,8 +108,7 @@ def test_every_epoch_has_its_own_order_fixed_by_the_key(world):
 def test_seeds_at_once_are_the_seeds_one_by_one(world, together):
     d, epoch, start, variables, resident = world
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
-    batch = train.example(resident, toys.view)
-    states = jax.vmap(d.init, in_axes=(0, None, None))(keys, variables, batch)
+    states = starts(d, keys, variables, resident)
     many = train.fit(
         train.over_seeds(epoch, together=together),
         states,
@@ -155,8 +162,7 @@ def test_not_a_number_stops_the_run_and_says_where(world, tmp_path):
 def test_not_a_number_names_the_seed(world):
     d, _, _, variables, resident = world
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    batch = train.example(resident, toys.view)
-    states = jax.vmap(d.init, in_axes=(0, None, None))(keys, variables, batch)
+    states = starts(d, keys, variables, resident)
     hurt = lambda a: a.at[1].set(jnp.nan) if a.dtype == jnp.float32 else a
     states = states._replace(params=jax.tree.map(hurt, states.params))
     epoch = train.over_seeds(train.make_epoch(d, view=toys.view, batch_size=8))

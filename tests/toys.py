@@ -64,4 +64,5 @@ def dataset(n=40, seed=0):
 
 
 def teacher_variables(seed=9):
-    return teacher.init(jax.random.key(seed), np.zeros((2, 4, 4, 3), np.float32))
+    init = jax.jit(teacher.init)
+    return init(jax.random.key(seed), np.zeros((2, 4, 4, 3), np.float32))

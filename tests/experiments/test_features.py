@@ -130,8 +130,9 @@ def test_the_full_protocol_is_the_published_one():
 @needs_archives
 @pytest.mark.slow
 def test_methods_with_parts_of_their_own_train_on_cifar100(tmp_path):
-    # A schedule, stages, margins, a network that is extended: others differ in a loss.
-    names = ("ctkd", "factor_transfer", "ofd", "simkd")
+    # Margins of the teacher, a network that is extended. Stages are in the test above,
+    # schedules in tests/terms; other methods differ in a loss.
+    names = ("ofd", "simkd")
     config = features.Config(
         teacher="resnet8",
         student="resnet8",

@@ -16,6 +16,13 @@ from tests.terms import cases
 from tests.terms.cases import CASES
 
 STEPS, BATCH, IMAGES = 20, 32, 256
+# Nearly all of its time goes by compiling what then runs for seconds.
+QUICK = {
+    "compiler_options": {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
+}
 
 
 def made(params, images):
@@ -52,7 +59,7 @@ def run():
     resident = data.on_device(images)
     student = resnet(8, classes=100)
     teacher = resnet(8, classes=100, widths=(16, 32, 64, 128))
-    variables = jax.jit(teacher.init)(
+    variables = jax.jit(teacher.init, **QUICK)(
         jax.random.key(1), train.example(resident, view)["image"]
     )
     every = made(variables[0], images)
@@ -63,11 +70,11 @@ def run():
             student, distill.frozen(teacher), spec, optax.adam(3e-3)
         )
 
-    state = jax.jit(learner(dict.fromkeys(every, 0.0)).init)(
+    state = jax.jit(learner(dict.fromkeys(every, 0.0)).init, **QUICK)(
         jax.random.key(0), variables, train.example(resident, view)
     )
 
-    @jax.jit
+    @partial(jax.jit, **QUICK)
     def go(state, variables, resident, order):
         def step(carry, indices):
             state, weights = carry

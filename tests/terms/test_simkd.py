@@ -126,8 +126,8 @@ def test_logits_are_the_teachers_head_on_the_averaged_projection(tmp_path):
 
 def test_loss_is_the_mean_square_between_the_maps():
     net, term = combined({"stage1": "stage2"})  # the student's map is the larger
-    params, state = net.init(jax.random.key(0), images())
-    s, _ = net.apply(params, state, images(), train=True)
+    run = lambda key, x: net.apply(*net.init(key, x), x, train=True)[0]
+    s = jax.jit(run)(jax.random.key(0), images())
     assert s.taps["projected"].shape == (8, 2, 2, 48)
     t = distill.frozen(teacher)(taught(), {"image": images()})
     loss, _ = term.apply({}, {}, s, t, {})

@@ -28,7 +28,7 @@ def batch():
 
 def test_it_starts_from_what_is_left_and_learns_from_what_was():
     d = prune.fine_tuner(small.net, pruned(), optax.adam(1e-3))
-    state = d.init(jax.random.key(5), small.variables(), batch())
+    state = jax.jit(d.init)(jax.random.key(5), small.variables(), batch())
     start = (state.params["student"], state.state["student"])
     jax.tree.map(np.testing.assert_array_equal, start, pruned())
     step, found = jax.jit(d.step), []
@@ -37,8 +37,9 @@ def test_it_starts_from_what_is_left_and_learns_from_what_was():
         found.append(metrics)
     # The first step's loss, from its definition.
     small_net = prune.resized(small.net)
-    s, _ = small_net.apply(*pruned(), batch()["image"], train=True)
-    t, _ = small.net.apply(*small.variables(), batch()["image"], train=False)
+    x = batch()["image"]
+    s, _ = jax.jit(lambda x: small_net.apply(*pruned(), x, train=True))(x)
+    t, _ = jax.jit(lambda x: small.net.apply(*small.variables(), x, train=False))(x)
     kd = losses.kd(s.logits, t.logits, temperature=4.0).mean()
     np.testing.assert_allclose(found[0]["loss/kd"], kd, rtol=1e-4)
     assert found[-1]["loss"] < found[0]["loss"]
@@ -49,7 +50,7 @@ def test_it_starts_from_what_is_left_and_learns_from_what_was():
 def test_the_teacher_is_not_changed_and_not_kept_in_the_state():
     before = jax.tree.map(np.array, small.variables())
     d = prune.fine_tuner(small.net, pruned(), optax.sgd(0.1))
-    state = d.init(jax.random.key(0), small.variables(), batch())
+    state = jax.jit(d.init)(jax.random.key(0), small.variables(), batch())
     jax.jit(d.step)(state, small.variables(), batch())
     jax.tree.map(np.testing.assert_array_equal, small.variables(), before)
     assert cost.parameters(state.params) == cost.parameters(pruned()[0])
@@ -80,7 +81,7 @@ def test_fsp_with_adapters_learns():
     d = prune.fine_tuner(
         small.net, pruned(), optax.adam(1e-2), {"flow": (1.0, terms.fsp(FLOW))}
     )
-    state = d.init(jax.random.key(0), small.variables(), batch())
+    state = jax.jit(d.init)(jax.random.key(0), small.variables(), batch())
     widths = jax.tree.map(np.shape, state.params["terms"]["flow"])
     assert "one_to_three" in widths and jax.tree.leaves(state.params["terms"])
     step, found = jax.jit(d.step), []
