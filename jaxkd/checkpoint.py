@@ -10,6 +10,15 @@ training, which does not wait for it::
             saving.save(epoch, state, {"epoch": epoch}, score=accuracy)
     found = checkpoint.newest(folder, print)
     state = checkpoint.like(found.tree, state)
+
+Many processes (`jaxkd.processes`) all call `writer` and `newest`, on a folder that all
+of them see: what lies on several hosts is gathered, the first one writes, and all read
+the same. `save` and `write` are for one process, and for whole arrays::
+
+    whole = mesh.fetch(state)
+    processes.once(lambda: checkpoint.write(path, whole, notes))
+
+A file does not know how many processes there were: any other number can go on from it.
 """
 
 import copy
@@ -26,8 +35,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from jaxkd import _check, _files, _tree
+from jaxkd import _check, _files, _tree, mesh, processes
 
 DATA, META, MANIFEST = "data", "meta.json", "manifest.json"
 PARTIAL = ".partial-"
@@ -40,9 +50,7 @@ def save(path: str | os.PathLike, tree: Any) -> None:
       path: the directory; replaced if it is there.
       tree: nested dicts, tuples and lists of arrays.
     """
-    import orbax.checkpoint as ocp  # costs a second, and most imports never save
-
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _orbax() as checkpointer:
         checkpointer.save(pathlib.Path(path).absolute(), tree, force=True)
 
 
@@ -53,6 +61,7 @@ def load(path: str | os.PathLike, like: Any = None) -> Any:
       path: the directory.
       like: a tree of the same structure, arrays or ShapeDtypeStructs, whose containers
         and types are wanted; without it, dicts come back and shapes are the file's.
+        Of many processes, each reads by itself, so that these must be its own arrays.
 
     Raises:
       FileNotFoundError: if there is no checkpoint at `path`.
@@ -66,8 +75,21 @@ def load(path: str | os.PathLike, like: Any = None) -> Any:
     abstract = (
         None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     )
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _orbax() as checkpointer:
         return checkpointer.restore(path, abstract)
+
+
+def _orbax() -> Any:
+    """A checkpointer of this process alone: orbax would have all of them take part."""
+    import orbax.checkpoint as ocp  # costs a second, and most imports never save
+
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own,
+        active_processes={own} if jax.process_count() > 1 else None,
+        barrier_sync_key_prefix=f"process{own}" if own else None,
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 class Checkpoint(NamedTuple):
@@ -212,11 +234,28 @@ def newest(
 ) -> Checkpoint | None:
     """The newest whole checkpoint of a `writer`'s folder; None if there is none.
 
+    Of many processes, the first one chooses.
+
     Args:
       folder: the writer's.
       warn: told of each newer one that is damaged, which is then left out.
       wanted: `meta -> bool`, which of them will do; all by default.
+
+    Raises:
+      FileNotFoundError: if this process does not see what the first one has chosen.
     """
+    if jax.process_count() == 1:
+        return _newest(folder, warn, wanted)
+    first = jax.process_index() == 0
+    found = _newest(folder, warn, wanted) if first else None
+    chosen = -1 if found is None else int(found.path.name)
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+    return found if first or step < 0 else read(_at(folder, step))
+
+
+def _newest(
+    folder: str | os.PathLike, warn: Callable[[str], None], wanted: Any
+) -> Checkpoint | None:
     for path in reversed(_steps(pathlib.Path(folder))):
         try:
             found = read(path)
@@ -233,8 +272,8 @@ class Writer(NamedTuple):
 
     Attributes:
       save: `(step, tree, meta, score=None)`; returns as soon as the arrays are on the
-        host. Raises the OSError of an earlier one that failed.
-      wait: returns when all is on the disk; raises likewise.
+        host. Raises the OSError of an earlier one that failed. All processes call it.
+      wait: returns when all is on the disk; raises likewise. All processes call it.
     """
 
     save: Callable[..., None]
@@ -251,6 +290,9 @@ def writer(
     writing takes, steps are left out rather than waited for, but never the last one,
     nor one that is the best so far.
 
+    Of many processes, which all call it, the first one writes, and `wait` and the end
+    of the block wait for it. Sharded arrays come whole into the memory of every host.
+
     Args:
       folder: where they go; made if need be.
       keep: how many of the latest are kept, >= 1.
@@ -263,6 +305,10 @@ def writer(
       OSError: if a checkpoint cannot be written; those before it are there.
     """
     _check.whole(1)("keep", keep)
+    if jax.process_index() != 0:
+        yield Writer(lambda step, tree, meta, score=None: _gathered(tree), _together)
+        _together()
+        return
     folder = pathlib.Path(folder).absolute()
     desk = _Desk(threading.Condition(), {}, [], [])
     thread = threading.Thread(
@@ -275,7 +321,7 @@ def writer(
         _raise(desk)
         # Copies: by the time that they are written, the caller has gone on.
         notes = copy.deepcopy({**meta, "step": step, "score": score})
-        job = (step, as_dicts(tree), notes)
+        job = (step, as_dicts(_gathered(tree)), notes)
         with desk.changed:
             desk.waiting["last"] = job
             if best and score is not None and score > highest[0]:
@@ -287,6 +333,7 @@ def writer(
         with desk.changed:
             desk.changed.wait_for(lambda: not desk.waiting or desk.failures)
         _raise(desk)
+        _together()
 
     thread.start()
     try:
@@ -297,6 +344,16 @@ def writer(
             desk.changed.notify_all()
         thread.join()
     _raise(desk)
+    _together()
+
+
+def _gathered(tree: Any) -> Any:
+    """The tree, where several processes have parts of it: whole in all of them."""
+    return tree if jax.process_count() == 1 else mesh.fetch(tree)
+
+
+def _together() -> None:
+    processes.barrier("checkpoint")
 
 
 class _Desk(NamedTuple):
@@ -322,7 +379,7 @@ def _work(desk: _Desk, folder: pathlib.Path, keep: int, best: bool) -> None:
             slot = "best" if "best" in desk.waiting else "last"
             job = step, tree, meta = desk.waiting[slot]
         try:
-            write(folder / f"{step:06d}", tree, meta)
+            write(_at(folder, step), tree, meta)
             _clean(folder, keep, best)
         except Exception as error:
             desk.failures.append(error)
@@ -331,6 +388,10 @@ def _work(desk: _Desk, folder: pathlib.Path, keep: int, best: bool) -> None:
             for slot in done:
                 del desk.waiting[slot]
             desk.changed.notify_all()
+
+
+def _at(folder: str | os.PathLike, step: int) -> pathlib.Path:
+    return pathlib.Path(folder) / f"{step:06d}"
 
 
 def _steps(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -28,6 +28,8 @@ Log = Callable[[Row], None]
 def start(directory: str | os.PathLike, config: Any = None) -> Log:
     """Opens a run directory: writes `config.json` and `versions.json`.
 
+    Of many processes, which all call it, the first one writes.
+
     Args:
       directory: made if need be; one that holds a run already is refused, so that no
         run writes over another.
@@ -40,6 +42,8 @@ def start(directory: str | os.PathLike, config: Any = None) -> Log:
     Raises:
       ValueError: if there is a `metrics.jsonl` already.
     """
+    if jax.process_index() != 0:
+        return lambda row: None
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "metrics.jsonl"
@@ -76,6 +80,8 @@ def versions() -> dict[str, str]:
 def bar(name: str, total: int, *, show: bool = True) -> Iterator[Callable[..., None]]:
     """One live line: how far, how long still, the latest numbers. Silent in a pipe.
 
+    Of many processes, the first one shows it.
+
     Yields:
       A function to call often; with a row of numbers, it goes one unit further.
     """
@@ -88,7 +94,7 @@ def bar(name: str, total: int, *, show: bool = True) -> Iterator[Callable[..., N
         TimeRemainingColumn(),
         TextColumn("{task.fields[latest]}"),
         console=console,
-        disable=not (show and console.is_terminal),
+        disable=not (show and console.is_terminal and jax.process_index() == 0),
         auto_refresh=False,
     )
     task = line.add_task(name, total=total, latest="compiling")
