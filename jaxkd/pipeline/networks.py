@@ -64,11 +64,18 @@ def base(model: Model, classes: int) -> Net:
 
 
 def space(model: Model, classes: int) -> Any:
-    """The search space of a model's table."""
+    """The search space of a model's table.
+
+    Raises:
+      ValueError: if it gives widths to the MobileNets, which have their own.
+    """
     assert isinstance(model, Space)
-    make = {"resnet": search.resnet_space, "mobilenet": search.mobilenet_space}
-    knobs = {"widths": model.widths} if model.widths else {}
-    return make[model.space](classes, **knobs)
+    if model.space == "resnet":
+        usual = {"widths": model.widths} if model.widths else {}
+        return search.resnet_space(classes, **usual)  # type: ignore[arg-type]
+    if model.widths:
+        raise ValueError("widths: only the resnet space takes them")
+    return search.mobilenet_space(classes)
 
 
 def build(

@@ -4,20 +4,15 @@ import subprocess
 import sys
 
 PROGRAM = """
-import sys, time
-import jax, jax.numpy, jaxtyping
-start = time.process_time()
+import sys
 import jaxkd.losses
-print(time.process_time() - start)
 heavy = ("flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "torch")
 print([name for name in heavy if name in sys.modules])
 """
 
 
-def test_loads_nothing_heavy_and_fast():
+def test_loads_nothing_heavy():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
     )
-    seconds, heavy = done.stdout.splitlines()
-    assert heavy == "[]"
-    assert float(seconds) < 1.5
+    assert done.stdout == "[]\n"
