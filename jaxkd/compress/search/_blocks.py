@@ -116,7 +116,7 @@ def _block(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Block:
         zeros = [jnp.zeros(a.shape, a.dtype) for a in inputs]
         # Concrete also where `run` is being traced: constants of the exported program.
         with jax.ensure_compile_time_eval():
-            variables = start(jax.random.key(0), *zeros)[1]
+            variables = start(jax.random.key(0, impl="rbg"), *zeros)[1]
         return alone.apply(variables, *filled(arrays), **kwargs)
 
     macs = costs.macs(start, jax.random.key(0), *inputs)
