@@ -226,7 +226,7 @@ def _finish(
         line=float(alone.mean()),
     )
     picture = "![Test accuracy by method](methods.png)\n\n" if drawn else ""
-    made = "".join(f"* {what}: {value}\n" for what, value in log.versions().items())
+    made = report.listed(log.versions())
     (directory / "report.md").write_text(
         f"# {title}\n\n{report.markdown(rows)}\nAfter the last epoch, mean ± standard "
         f"deviation over seeds; gains are paired.\n\n{sentence}\n\n{picture}{made}"

@@ -96,7 +96,7 @@ def write_report(
     drawn = report.curves(directory / "curves.png", panels, y_label="test accuracy, %")
     picture = "![Test accuracy by epoch](curves.png)\n\n" if drawn else ""
     notes = "".join(f"* {sentence}\n" for sentence in sentences)
-    made = "".join(f"* {name}: {value}\n" for name, value in log.versions().items())
+    made = report.listed(log.versions())
     (directory / "report.md").write_text(
         f"# {title}\n\n{report.markdown(rows)}\nAccuracy after the last epoch, mean ± "
         f"standard deviation over seeds.\n\n{notes}\n{picture}{made}"

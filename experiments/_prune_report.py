@@ -66,7 +66,7 @@ def finish(
     file = directory / "sensitivity.json"
     if file.exists() and sensitivity_picture(directory / "sensitivity.png", file):
         pictures += "![Sensitivity of each group](sensitivity.png)\n\n"
-    made = "".join(f"* {what}: {value}\n" for what, value in log.versions().items())
+    made = report.listed(log.versions())
     (directory / "report.md").write_text(
         f"# {title}\n\n{report.markdown(rows)}\nAfter the last epoch, mean ± standard "
         "deviation over seeds; the difference is to the network that was not pruned "

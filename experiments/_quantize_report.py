@@ -45,7 +45,7 @@ def finish(config: Any, directory: pathlib.Path, found: list[Row], n: int) -> li
     drawn = picture(directory / "accuracy.png", found)
     image = "![Accuracy against bytes](accuracy.png)\n\n" if drawn else ""
     notes = "".join(f"* {sentence}\n" for sentence in said)
-    made = "".join(f"* {what}: {value}\n" for what, value in log.versions().items())
+    made = report.listed(log.versions())
     (directory / "report.md").write_text(
         f"# {title}\n\n{report.markdown(rows)}\n{LEGEND}\n\n{notes}\n{image}{made}"
     )

@@ -122,7 +122,7 @@ def write_up(
     drawn = draw(directory / "candidates.png", points, marked, "reward")
     picture = "![Candidates by cost](candidates.png)\n\n" if drawn else ""
     notes = "".join(f"* {sentence}\n" for sentence in sentences)
-    made = "".join(f"* {name}: {value}\n" for name, value in log.versions().items())
+    made = report.listed(log.versions())
     (directory / "report.md").write_text(
         f"# {title}\n\n{report.markdown(table)}\nAccuracy after the last epoch, mean ± "
         f"standard deviation over seeds.\n\n{notes}\n{picture}"

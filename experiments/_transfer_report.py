@@ -81,7 +81,7 @@ def write_up(
     print(sentence)
     drawn = picture(directory / "curves.png", found)
     image = "![Accuracy by target images](curves.png)\n\n" if drawn else ""
-    made = "".join(f"* {name}: {value}\n" for name, value in log.versions().items())
+    made = report.listed(log.versions())
     (directory / "report.md").write_text(
         f"# {title}\n\nAccuracy in percent, mean ± standard deviation over seeds:\n\n"
         f"{report.markdown(accuracy)}\nPaired differences in points, mean ± standard "

@@ -136,7 +136,7 @@ def write_report(lab: Lab, rows: list[dict], *, drawn: bool = False) -> None:
     test, config = lab.task.test, lab.config
     title = f"hinton_mnist: {test.name}, {len(test.images):,} {test.split} images"
     shown = "![Errors](errors.png)\n\n" if drawn else ""
-    made = "".join(f"* {name}: {value}\n" for name, value in log.versions().items())
+    made = report.listed(log.versions())
     (lab.directory / "report.md").write_text(
         f"# {title}\n\n{report.markdown(rows)}\nErrors after the last epoch, mean ± "
         f"standard deviation over the students' {config.seeds} seeds "

@@ -44,7 +44,7 @@ def write(lab: _lab.Lab, found: Finding) -> None:
     drawn = found.draw(where / picture)
     shown = f"![{title}]({picture})\n\n" if drawn else ""
     notes = "".join(f"* {sentence}\n" for sentence in sentences)
-    made = "".join(f"* {name}: {value}\n" for name, value in log.versions().items())
+    made = report.listed(log.versions())
     (where / "report.md").write_text(
         f"# {title}\n\n{report.markdown(found.rows)}\nAfter the last epoch, mean ± "
         "standard deviation over seeds; gains are paired by seed, ± standard error. "

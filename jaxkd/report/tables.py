@@ -23,6 +23,16 @@ def mean_sd(values: Any, *, scale: float = 1.0, digits: int = 2) -> str:
     return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
 
 
+def listed(facts: Mapping[str, Any]) -> str:
+    """A list in Markdown.
+
+    >>> print(listed({"jax": "0.10.2", "python": "3.11"}), end="")
+    * jax: 0.10.2
+    * python: 3.11
+    """
+    return "".join(f"* {name}: {value}\n" for name, value in facts.items())
+
+
 def markdown(rows: Rows) -> str:
     """A table whose columns are the keys of the first row."""
     columns = list(rows[0])

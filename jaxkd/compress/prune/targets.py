@@ -106,7 +106,8 @@ def target(
     cost = _cost(plan, kind, measure)
     whole = cost(np.asarray([each[-1] for each in widths], np.int64))
     least = cost(np.asarray([each[0] for each in widths], np.int64))
-    limit = most if most is not None else whole * float(fraction)  # type: ignore[arg-type]
+    limit = most if fraction is None else whole * float(fraction)
+    assert limit is not None  # one of the two is given
     if min(least, whole) > limit:
         raise ValueError(
             f"{kind} <= {limit:,.10g} cannot be met: in steps of {round_to} channels "
