@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd import checkpoint, processes
+from jaxkd import _tree, checkpoint, processes
 from jaxkd.processes import environment
 from tests import processes_worker
 
@@ -105,8 +105,8 @@ def assert_same_training(a, b):
             checkpoint.read(folder / "checkpoints" / f"{step:06d}").tree
             for folder in (a, b)
         )
-        for path, array in checkpoint._tree.flatten(left).items():
-            other = checkpoint._tree.get(right, path)
+        for path, array in _tree.flatten(left).items():
+            other = _tree.get(right, path)
             np.testing.assert_allclose(array, other, 1e-3, 1e-4, err_msg=path)
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd import checkpoint, evaluate, export
+from jaxkd import _tree, checkpoint, evaluate, export
 from jaxkd.compress import search
 from jaxkd.pipeline import directory, measuring, run as runs, state, world as worlds
 from tests.pipeline import small
@@ -67,10 +67,8 @@ def assert_same(run, whole):
     assert a == b and a["finished"]
     for name in ("teacher", "student", "source"):
         left, right = (small.variables(r, name) for r in (run, whole))
-        for path, array in checkpoint._tree.flatten(left).items():
-            np.testing.assert_array_equal(
-                array, checkpoint._tree.get(right, path), strict=True
-            )
+        for path, array in _tree.flatten(left).items():
+            np.testing.assert_array_equal(array, _tree.get(right, path), strict=True)
     for stage in ("03-distill", "06-quantize"):
         one, other = (
             np.load(r / "stages" / stage / "logits.npy") for r in (run, whole)
@@ -144,8 +142,8 @@ def test_best_takes_the_epoch_that_was_best_on_the_validation_images(whole, conf
     folder = whole / "stages" / "03-distill"
     final = checkpoint.read(folder / "final")
     saved = checkpoint.read(folder / "checkpoints" / f"{best['epoch']:06d}")
-    for path, array in checkpoint._tree.flatten(final.tree["params"]).items():
-        kept = checkpoint._tree.get(saved.tree["params"]["student"], path)
+    for path, array in _tree.flatten(final.tree["params"]).items():
+        kept = _tree.get(saved.tree["params"]["student"], path)
         np.testing.assert_array_equal(array, kept)
     assert final.meta["rows"][-1]["accuracy"] == distilled[-1]["accuracy"]
 
@@ -310,11 +308,11 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
             raise OSError(28, "No space left on device")
         real(path, tree)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint.trees, "save", full)
     with pytest.raises(OSError, match="No space left"):
         runs.start(config, tmp_path / "run")
     assert [r["stage"] for r in read(tmp_path / "run")["rows"]] == STAGES[:5]
-    monkeypatch.setattr(checkpoint, "save", real)
+    monkeypatch.setattr(checkpoint.trees, "save", real)
     runs.resume(tmp_path / "run")
     assert_same(tmp_path / "run", whole)
 

@@ -78,7 +78,7 @@ def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
         pathlib.Path(where).mkdir()
         raise RuntimeError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint.trees, "save", full)
     with pytest.raises(OSError, match="could not be written.*no space left"):
         checkpoint.write(path, state(1), {"n": 1})
     assert checkpoint.read(path).meta == {"n": 0}
@@ -144,7 +144,7 @@ def test_training_does_not_wait_and_neither_last_nor_best_is_left_out(
         written.append(meta["step"])
         real(path, tree, meta)
 
-    monkeypatch.setattr(checkpoint, "write", slow)
+    monkeypatch.setattr(checkpoint.whole, "write", slow)
     with checkpoint.writer(tmp_path, keep=9, best=True) as saving:
         for step in range(1, 21):  # none of these returns later than at once
             saving.save(step, {"a": jnp.full(2, step)}, {}, score=-abs(step - 7))
@@ -175,7 +175,7 @@ def test_a_failure_is_told_once_and_earlier_ones_stay(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         real(path, tree)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint.trees, "save", full)
     with (
         pytest.raises(OSError, match="No space left"),
         checkpoint.writer(tmp_path, keep=2) as saving,
