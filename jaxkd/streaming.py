@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxkd import _check, distill, log as logs, mesh as meshes, train
+from jaxkd import _check, _loop, distill, log as logs, mesh as meshes, train
 from jaxkd.data import stream as streams
 from jaxkd.data.augment import View
 from jaxkd.models.net import Net
@@ -199,7 +199,7 @@ def fit(
     history: list[logs.Row] = []
     place, spent = start, _Spent()
     # Of several processes each would stop at another step: there, Ctrl-C just ends it.
-    stopping = train._interruptible() if alone else nullcontext(threading.Event())
+    stopping = _loop.interruptible() if alone else nullcontext(threading.Event())
     left = (epochs - start.epoch) * steps - start.step
     with (
         stopping as stop,
@@ -309,7 +309,7 @@ def _advance(
         number = done - len(flying)
         found = {k: np.asarray(v) for k, v in sorted(flying.popleft().items())}
         first = place.epoch * steps + number
-        train._finite(
+        _loop.check_finite(
             {k: v[None] for k, v in found.items()}, first_step=first, name=name
         )
         for metric, value in found.items():

@@ -8,11 +8,8 @@ An epoch is one compiled program over data that lies on the device: it shuffles 
 gathers the images, augments them and takes the steps, without coming back to Python.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
-from jaxkd import data, log as logs, mesh as meshes
+from jaxkd import _loop, data, log as logs, mesh as meshes
 from jaxkd.cache import cache_teacher as cache_teacher
 from jaxkd.data.augment import View
 from jaxkd.distill import Distiller, TrainState
@@ -187,13 +184,13 @@ def fit(
     keys = jax.jit(_fold)
     history: list[logs.Row] = []
     left = epochs - first_epoch
-    with _interruptible() as stop, logs.bar(name, left, show=progress) as tick:
+    with _loop.interruptible() as stop, logs.bar(name, left, show=progress) as tick:
         for e in range(first_epoch, epochs):
             start = time.perf_counter()
             state, metrics = run_epoch(state, teacher_variables, resident, keys(key, e))
             found = _wait(metrics, tick)
             seconds = time.perf_counter() - start
-            _finite(found, first_step=e * found["loss"].shape[-1], name=name)
+            _loop.check_finite(found, first_step=e * found["loss"].shape[-1], name=name)
             row: logs.Row = {"run": name, "epoch": e + 1, "seconds": round(seconds, 4)}
             row |= {k: v.mean(-1).tolist() for k, v in found.items()}
             if evaluate is not None:
@@ -237,39 +234,3 @@ def _wait(metrics: dict[str, Any], tick: Callable[[], None]) -> dict[str, np.nda
         pause = min(2 * pause, 0.05)
         tick()
     return {name: np.asarray(value) for name, value in sorted(metrics.items())}
-
-
-def _finite(metrics: dict[str, np.ndarray], *, first_step: int, name: str) -> None:
-    """Refuses to go on with a state that is no longer a number."""
-    # Terms before their sum: a total that is NaN is only the consequence.
-    for metric in sorted(metrics, key=lambda m: (m == "loss", m == "norm/grad")):
-        bad = np.argwhere(~np.isfinite(metrics[metric]))
-        if len(bad):
-            where = tuple(bad[bad[:, -1].argmin()])
-            *seed, step = where
-            of_seed = f" of seed {seed[0]}" if seed else ""
-            raise FloatingPointError(
-                f"{name}: {metric} is {metrics[metric][where]} at step "
-                f"{first_step + step}{of_seed}; lower the learning rate, or look at "
-                "this term's inputs"
-            )
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into a flag; the second one interrupts as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread can handle signals
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        stop.set()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
