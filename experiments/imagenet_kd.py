@@ -50,6 +50,7 @@ PAIRS = {
     "resnet34-resnet18": ("resnet34", "resnet18"),
     "resnet50-mobilenet_v1": ("resnet50", "mobilenet_v1"),
 }
+Pair = Literal["resnet34-resnet18", "resnet50-mobilenet_v1"]
 # The share of the non-target classes, as the authors of DKD chose it for each pair.
 DKD_BETA = {"resnet34-resnet18": 0.5, "resnet50-mobilenet_v1": 2.0}
 # Of ImageNet's pixels, by channel.
@@ -77,7 +78,7 @@ PATIENT = Recipe(epochs=1200, batch_size=4096, learning_rate=3e-3)
 class Config:
     """Every field can be given on the command line."""
 
-    pair: Literal["resnet34-resnet18", "resnet50-mobilenet_v1"] = "resnet34-resnet18"
+    pair: Pair = "resnet34-resnet18"
     method: Literal["teacher", "none", "kd", "dkd", "patient"] = "kd"
     teacher_run: str | None = None  # the directory of a run with `--method teacher`
     dataset: str = "imagenet2012"

@@ -1,11 +1,14 @@
 """The pairs that the benches train: networks, shapes, sizes, and what they cost."""
 
 import functools
+import json
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
+from experiments.bench import _device as device
 from jaxkd import cost, data
 from jaxkd.models import CNNS, MLPS, ZOO, cnn, mlp
 
@@ -103,6 +106,20 @@ def chosen(config: Any) -> dict[str, dict[str, Any]]:
             raise SystemExit(f"{name} must be >= 1, got {value}")
     names = config.experiments or tuple(own)
     return {name: {**CASES[name], **own.get(name, {}), **given} for name in names}
+
+
+def line(row: dict[str, Any], case: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The row with what it was measured on, printed as a line of JSON."""
+    whole = {
+        **row,
+        "dtype": config.dtype,
+        "batch_size": case["batch_size"],
+        "steps": case["steps"],
+        "device": device.kind(),
+        "jax": jax.__version__,
+    }
+    print(json.dumps(whole), flush=True)
+    return whole
 
 
 def images(shape: tuple[int, ...], n: int, classes: int = 10) -> data.Dataset:

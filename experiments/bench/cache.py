@@ -23,7 +23,6 @@ experiment, and a table in the end:
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import tempfile
@@ -177,18 +176,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         failures: dict[str, str] = {}
         with device.fitting(failures, "error"):
             found = measure(case, config)
-        row = {
-            "experiment": experiment,
-            **found,
-            **failures,
-            "dtype": config.dtype,
-            "batch_size": case["batch_size"],
-            "steps": case["steps"],
-            "device": device.kind(),
-            "jax": jax.__version__,
-        }
-        print(json.dumps(row), flush=True)
-        rows.append(row)
+        row = {"experiment": experiment, **found, **failures}
+        rows.append(cases.line(row, case, config))
     device.table(rows, COLUMNS)
     return rows
 

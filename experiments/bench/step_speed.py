@@ -33,7 +33,6 @@ Perfetto: what the time that is not matrix products goes into.
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import pathlib
 import time
@@ -53,6 +52,7 @@ from experiments.bench._cases import (
     chosen,
     flops,
     images,
+    line,
     networks,
 )
 from jaxkd import data, distill, losses, train
@@ -335,19 +335,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     rows = []
     for experiment, case in chosen(config).items():
         for (teacher, mode), found in measure(case, config, experiment).items():
-            row = {
-                "experiment": experiment,
-                "teacher": teacher,
-                "mode": mode,
-                **found,
-                "dtype": config.dtype,
-                "batch_size": case["batch_size"],
-                "steps": case["steps"],
-                "device": device.kind(),
-                "jax": jax.__version__,
-            }
-            print(json.dumps(row), flush=True)
-            rows.append(row)
+            way = {"experiment": experiment, "teacher": teacher, "mode": mode}
+            rows.append(line({**way, **found}, case, config))
     device.table(rows, COLUMNS)
     return rows
 
