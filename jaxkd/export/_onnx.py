@@ -186,7 +186,7 @@ FLOAT_OUT = ("DequantizeLinear", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"
 def count_nodes(graph: Any) -> tuple[Counter, Counter]:
     """Sorts operations by what their inputs are, followed from the graph's input."""
     floats = {value.name for value in graph.input}
-    integer, real = Counter(), Counter()  # type: ignore[var-annotated]
+    integer, real = Counter[str](), Counter[str]()
     stored = {c.name for c in graph.initializer}
     for made in graph.node:
         quantized = made.op_type.startswith("QLinear") or made.op_type == "QGemm"

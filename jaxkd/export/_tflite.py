@@ -168,7 +168,7 @@ def count(blob: bytes) -> tuple[Counter, Counter]:
     """Operations of integers and of floats, by the types of their tensors."""
     schema, model = _schema(), _model(blob)
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if k.isupper()}
-    integer, floats = Counter(), Counter()  # type: ignore[var-annotated]
+    integer, floats = Counter[str](), Counter[str]()
     for graph in model.subgraphs:
         real = lambda i, g=graph: g.tensors[i].type == schema.TensorType.FLOAT32
         for operator in graph.operators:

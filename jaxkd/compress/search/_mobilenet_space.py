@@ -129,8 +129,9 @@ def mobilenet_space(classes: int, *, stem_strides: int = 1) -> Space:
     check_numbers(classes=classes, stem_strides=stem_strides)
     choices: dict[str, tuple[int, ...]] = {}
     for i, widths in enumerate(WIDTHS, start=1):
-        group = Group((3, 4, 5, 6), widths, (1, 2, 3), (3, 5), (0, 1), (0, 1))  # type: ignore[arg-type]
-        choices |= {f"stage{i}_{k}": v for k, v in group._asdict().items()}
+        each = (3, 4, 5, 6), widths, (1, 2, 3), (3, 5), (0, 1), (0, 1)
+        names = (f"stage{i}_{field}" for field in Group._fields)
+        choices |= dict(zip(names, each, strict=True))
 
     def build(**values: Any) -> Net:
         groups = tuple(
