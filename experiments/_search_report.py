@@ -15,6 +15,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       candidates: all that were evaluated, in order.
+      finalists: the best of them, trained again from several seeds.
       base: the usual network with the reward of a candidate.
       chosen: one of the candidates.
       cost: the multiply-accumulates of a network.
@@ -22,6 +23,7 @@ class Outcome(NamedTuple):
     """
 
     candidates: list[search.Trial]
+    finalists: list[search.Trial]
     base: search.Trial
     chosen: search.Tokens
     cost: Callable[[search.Tokens], float]
@@ -83,17 +85,18 @@ def rows(found: Outcome) -> list[dict[str, str]]:
 
 
 def paired(found: list[search.Trial], label: str) -> str:
-    """How much better the chosen network is than the base, seed by seed."""
+    """The chosen network's accuracy less the base's, seed by seed."""
     base, chosen = (np.asarray(trial.info["accuracy"]) for trial in found)
     gain = 100 * (chosen - base)
     if len(gain) == 1:
         return (
-            f"{label}: the chosen network is {gain[0]:+.2f} points better (one seed)."
+            f"{label}: the chosen network has {gain[0]:+.2f} points against the base "
+            "(one seed)."
         )
     error = gain.std(ddof=1) / np.sqrt(len(gain))
     return (
-        f"{label}: the chosen network is {gain.mean():+.2f} ± {error:.2f} points "
-        f"better than the base (mean over {len(gain)} seeds ± standard error)."
+        f"{label}: the chosen network has {gain.mean():+.2f} ± {error:.2f} points "
+        f"against the base (mean over {len(gain)} seeds ± standard error)."
     )
 
 
@@ -126,9 +129,23 @@ def write_up(
     (directory / "report.md").write_text(
         f"# {title}\n\n{report.markdown(table)}\nAccuracy after the last epoch, mean ± "
         f"standard deviation over seeds.\n\n{notes}\n{picture}"
+        "Finalists, from new seeds, on the held-out images:\n\n"
+        f"{report.markdown(finals(found))}\nAll candidates:\n\n"
         f"{report.markdown(listing(found))}\n{made}"
     )
     print(f"report: {directory / 'report.md'}")
+
+
+def finals(found: Outcome) -> list[dict[str, str]]:
+    """The table of the finalists, the best first."""
+    return [
+        {
+            "finalist": " ".join(map(str, trial.tokens)),
+            "MACs": f"{found.cost(trial.tokens):,.0f}",
+            "accuracy %": report.mean_sd(trial.info["accuracy"], scale=100),
+        }
+        for trial in sorted(found.finalists, key=lambda trial: -trial.reward)
+    ]
 
 
 def listing(found: Outcome) -> list[dict[str, str]]:

@@ -5,10 +5,14 @@ import json
 
 import pytest
 
-from experiments import _search_report as reports, search as experiment
+from experiments import (
+    _search_lab as labs,
+    _search_report as reports,
+    search as experiment,
+)
 from jaxkd.compress import search
 
-TINY = experiment.Config(
+TINY = labs.Config(
     dataset="digits",
     preset="short",
     budget=3,
@@ -32,11 +36,11 @@ def test_the_front_is_what_no_other_point_beats():
 
 
 def test_presets_fill_what_is_not_given():
-    short = experiment.filled(experiment.Config(preset="short", epochs=99))
+    short = labs.filled(labs.Config(preset="short", epochs=99))
     assert short.epochs == 99
-    assert short.budget == experiment.PRESETS["short"]["budget"]
+    assert short.budget == labs.PRESETS["short"]["budget"]
     assert None not in (short.stem_strides, short.augmented, short.train_images)
-    digits = experiment.filled(experiment.Config(preset="full", dataset="digits"))
+    digits = labs.filled(labs.Config(preset="full", dataset="digits"))
     assert (digits.stem_strides, digits.augmented) == (1, False)
 
 
@@ -44,13 +48,13 @@ def test_the_base_is_the_usual_network_and_the_teacher_is_wider():
     from jaxkd import cost
 
     for kind in ("resnet", "mobilenet"):
-        config = experiment.filled(dataclasses.replace(TINY, space=kind))
+        config = labs.filled(dataclasses.replace(TINY, space=kind))
         space = search.resnet_space(10)
         if kind == "mobilenet":
             space = search.mobilenet_space(10)
-        lab = experiment.Lab(config, None, None, None, space, None)
-        base = cost.of(space.net(experiment.base_tokens(lab)), (32, 32, 3))
-        teacher = cost.of(experiment.teacher_net(lab), (32, 32, 3))
+        lab = labs.Lab(config, None, None, None, space, None)
+        base = cost.of(space.net(labs.base_tokens(lab)), (32, 32, 3))
+        teacher = cost.of(labs.teacher_net(lab), (32, 32, 3))
         assert teacher.macs > 1.4 * base.macs
 
 
@@ -82,8 +86,8 @@ def test_a_small_run_that_is_killed_resumes_and_leaves_its_report(
     assert [trial.tokens for trial in kept] == calls[:2]
 
     results = experiment.main(dataclasses.replace(config, resume=str(folder)))
-    # Two, the killed one, the third, all three as finalists, the base.
-    assert len(calls) == 2 + 1 + 1 + 3 + 1
+    # Two, the killed one, the third, all three as finalists, the base; both, twice.
+    assert len(calls) == 2 + 1 + 1 + 3 + 1 + 2 + 2
     assert results["chosen MACs"] <= 0.83 * results["base MACs"]
     found = search.trials(folder / "search.jsonl")
     assert len(found) == 3
@@ -94,6 +98,19 @@ def test_a_small_run_that_is_killed_resumes_and_leaves_its_report(
         line = (folder / f"{name}.jsonl").read_text().splitlines()[1]
         assert len(json.loads(line)["info"]["accuracy"]) == 2
     assert "the space reaches" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_teacher_and_obey_the_limit(tmp_path):
+    config = dataclasses.replace(TINY, workers=2, finalists=1, out=str(tmp_path))
+    results = experiment.main(config)
+    (folder,) = (tmp_path / "search").iterdir()
+    found = search.trials(folder / "search.jsonl")
+    assert len(found) == 3
+    assert results["chosen MACs"] <= 0.83 * results["base MACs"]
+    final = search.trials(folder / "finalists.jsonl")
+    assert len(final) == 1
+    assert final[0].tokens == search.best(found).tokens
 
 
 @pytest.mark.slow
