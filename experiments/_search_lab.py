@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "augmented": True,
     },
     "short": {
-        "budget": 40,
+        "budget": 30,
         "candidate_epochs": 6,
         "epochs": 12,
         "teacher_epochs": 6,
@@ -52,6 +52,7 @@ class Config:
     space: Literal["resnet", "mobilenet"] = "resnet"
     controller: Literal["anneal", "evolve", "random"] = "anneal"
     evaluator: Literal["distillation", "labels", "naswot", "synflow"] = "distillation"
+    base_blocks: int = 2  # in each stage of the ResNet that is the base
     share: float = 0.83  # of the base network's MACs, at most
     budget: int | None = None  # candidates
     finalists: int = 4  # of them that are trained from several seeds before choosing
@@ -132,7 +133,9 @@ def base_tokens(lab: Lab) -> search.Tokens:
     """The usual network of the space."""
     if lab.config.space == "mobilenet":
         return lab.space.tokens(**search.mobilenet_base())
-    return lab.space.tokens(**search.resnet_base(lab.space))
+    return lab.space.tokens(
+        **search.resnet_base(lab.space, blocks=lab.config.base_blocks)
+    )
 
 
 def teacher_net(lab: Lab) -> Net:

@@ -1,6 +1,6 @@
 """Architecture search: a cheaper network that is no worse than the usual one.
 
-The space is `search.resnet_space` around an 8-layer ResNet, the base; or Light-NAS' 30
+The space is `search.resnet_space` around a 14-layer ResNet, the base; or Light-NAS' 30
 positions around MobileNetV2. Candidates may cost at most `--share` of the base's
 multiply-accumulates. Each is trained for a few epochs, by default from the soft labels
 of a wide network of the same space, and rewarded by its accuracy on the held-out slice
@@ -135,8 +135,8 @@ def main(config: Config) -> dict[str, float]:
         directory, write = pathlib.Path(config.resume), lambda row: None
     lab = labs.prepare(config, directory)
     cost = search.macs(lab.space, lab.task.train.images.shape[1:])
-    base = labs.base_tokens(lab)
     with pair.refusing("cannot search"):
+        base = labs.base_tokens(lab)
         limit = search.limit(
             "MACs", cost, lab.space.sizes, most=config.share * cost(base)
         )

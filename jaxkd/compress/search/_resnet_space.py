@@ -152,19 +152,31 @@ def resnet_space(
     return Space(f"{name}, multiples of {multiple}", choices, build)
 
 
-def resnet_base(space: Space, widths: Sequence[int] = (16, 16, 32, 64)) -> dict:
-    """The values of the usual network of `resnet_space`, one block in each stage.
+def resnet_base(
+    space: Space, widths: Sequence[int] = (16, 16, 32, 64), *, blocks: int | None = None
+) -> dict[str, Any]:
+    """The values of the usual network of `resnet_space`.
+
+    Args:
+      space: from `resnet_space`.
+      widths: of its stem and its stages.
+      blocks: in each stage; None is the fewest there are.
+
+    Raises:
+      ValueError: if the space does not have so many blocks.
 
     Example:
       >>> from jaxkd import cost, models
       >>> space = resnet_space(10)
-      >>> usual = cost.of(space.build(**resnet_base(space)), (32, 32, 3))
-      >>> usual == cost.of(models.resnet(8, classes=10), (32, 32, 3))
+      >>> usual = cost.of(space.build(**resnet_base(space, blocks=2)), (32, 32, 3))
+      >>> usual == cost.of(models.resnet(14, classes=10), (32, 32, 3))
       True
     """
     values: dict[str, Any] = {"stem": widths[0]}
     for i, width in enumerate(widths[1:], start=1):
-        least = min(space.choices[f"stage{i}_blocks"])
+        depths = space.choices[f"stage{i}_blocks"]
+        if blocks is not None and blocks not in depths:
+            raise ValueError(f"blocks must be one of {depths}, got {blocks}")
         values |= {f"stage{i}_width": width, f"stage{i}_inner": 1.0}
-        values[f"stage{i}_blocks"] = least
+        values[f"stage{i}_blocks"] = blocks or min(depths)
     return values

@@ -272,6 +272,8 @@ def test_what_cannot_be_is_refused():
         RESNETS.tokens(stm=base.pop("stem"), **base)
     with pytest.raises(ValueError, match=r"stem must be one of \(8, 12, 16, 20, 24\)"):
         RESNETS.tokens(**{**search.resnet_base(RESNETS), "stem": 17})
+    with pytest.raises(ValueError, match=r"blocks must be one of \(1, 2\), got 3"):
+        search.resnet_base(RESNETS, blocks=3)
     with pytest.raises(ValueError, match="widths must be 4 numbers"):
         search.resnet_space(10, widths=(16, 32))
     with pytest.raises(ValueError, match="classes must be >= 1"):
