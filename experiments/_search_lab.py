@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "augmented": True,
     },
     "short": {
-        "budget": 30,
+        "budget": 50,
         "candidate_epochs": 6,
         "epochs": 12,
         "teacher_epochs": 6,
