@@ -101,6 +101,11 @@ def say(cost: search.Evaluate, trial: search.Trial) -> None:
     )
 
 
+def ranked(found: Sequence[search.Trial], cost: search.Evaluate) -> list[search.Trial]:
+    """The best first; of equally good ones, the cheaper first."""
+    return sorted(found, key=lambda trial: (-trial.reward, cost(trial.tokens)))
+
+
 def listed(lab: Lab, name: str, tokens: Sequence[search.Tokens]) -> list[search.Trial]:
     """Evaluates these networks."""
     different = list(dict.fromkeys(tokens))
@@ -144,8 +149,8 @@ def main(config: Config) -> dict[str, float]:
     print(f"the space reaches {cost(limit.cheapest):,} to {cost(limit.dearest):,} MACs")
 
     found = searched(lab, limit)
-    ranked = sorted(found, key=lambda trial: -trial.reward)[: config.finalists]
-    finalists = listed(lab, "finalists", [trial.tokens for trial in ranked])
+    first = ranked(found, cost)[: config.finalists]
+    finalists = listed(lab, "finalists", [trial.tokens for trial in first])
     chosen = search.best(finalists).tokens
     (reference,) = listed(lab, "base", [base])
     columns = {

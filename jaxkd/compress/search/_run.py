@@ -204,7 +204,9 @@ def best(
     A search evaluates feasible candidates only, so that this is one.
 
     Args:
-      found: what `run` returned, or the path of a journal.
+      found: what `run` returned, or the path of a journal. In a journal the first is
+        the one whose result came first: if several processes wrote it, a matter of
+        timing.
       feasible: another limit, to choose under afterwards.
 
     Raises:
