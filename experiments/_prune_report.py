@@ -69,7 +69,9 @@ def finish(
     made = report.listed(log.versions())
     (directory / "report.md").write_text(
         f"# {title}\n\n{report.markdown(rows)}\nAfter the last epoch, mean ± standard "
-        "deviation over seeds; the difference is to the network that was not pruned "
+        "deviation over seeds. Before that, untrained: on the same images with the "
+        "statistics of the whole network, and as it was measured to decide, on "
+        "validation images. The difference is to the network that was not pruned "
         "and fine-tuned as long, paired, ± standard error. Latency is of one image on "
         f"one thread, by {runtime().name}, the median of 50 calls.\n\n{pictures}{made}"
     )
@@ -82,6 +84,7 @@ def _row(row: dict[str, Any], whole: dict[str, Any]) -> dict[str, str]:
     return {
         "network": row["name"],
         "before %": f"{row['before']:.2f}",
+        "validation %": f"{row['validation']:.2f}",
         "fine-tuned %": report.mean_sd(row["accuracy"]),
         "difference": _difference(row, whole),
         "parameters": f"{row['parameters']:,}",

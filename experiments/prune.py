@@ -4,7 +4,8 @@ A network is trained, or taken from a checkpoint. Each method removes channels u
 network costs no more than a fraction of what it did; what is left is fine-tuned, taught
 by the whole network. Beside them the whole network itself is fine-tuned in the same way
 for as long. Seeds differ in the order and the crops of the images. Decisions are made
-on the held-out validation images, which nothing is trained on.
+on the held-out validation images, which nothing is trained on, with batch statistics
+that each candidate has from some training images.
 
     python -m experiments.prune --dataset digits --net resnet8 --preset short
     python -m experiments.prune --net resnet20 --preset short --archives DIR
@@ -77,6 +78,7 @@ class Config:
     budget: int = 100  # candidates of a search
     least: float = 0.8  # the part of the allowed cost that its candidates use up
     eval_rate: float = 0.5  # share of the validation images that decide
+    recalibrate: int = 1000  # training images of BatchNorm's new statistics; 0: the old
     reuse: str | None = None  # a checkpoint {"params", "state"} of the network
     evaluate_on: Literal["test", "validation"] = "test"
     out: str = "runs"
@@ -211,6 +213,7 @@ def check(config: Config, net: Net, image_shape: tuple[int, ...]) -> None:
             _check.one_of(*METHODS)("methods", method)
         _check.whole(1)("seeds", config.seeds)
         _check.whole(1)("budget", config.budget)
+        _check.whole(0)("recalibrate", config.recalibrate)
         x = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
         params, state = jax.eval_shape(net.init, jax.random.key(0), x)
         plan = prune.analyse_net(net, params, state, image_shape)
@@ -247,6 +250,10 @@ def bench_of(
     plan = prune.analyse_net(net, params, state, world.train.images.shape[1:])
     (directory / "groups.txt").write_text(plan.listing())
     scores = getattr(prune.criteria, config.criterion)(plan, params)
+    some = None
+    if config.recalibrate:
+        n = min(config.recalibrate, len(world.train.images))
+        some = data.on_device(data.subset(world.train, n, seed=0))
     metric = prune.masked(
         net,
         plan,
@@ -254,6 +261,7 @@ def bench_of(
         validation,
         view=world.test_view,
         eval_rate=config.eval_rate,
+        recalibrate_on=some,
     )
     scores = np.asarray(scores)
     return Bench(net, variables, plan, scores, metric, config, directory)

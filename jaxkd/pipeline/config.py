@@ -253,6 +253,10 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
         float, Meta(description="sensitivity, search: grid of ratios", gt=0, lt=1)
     ] = 0.1
     candidates: Annotated[int, _whole("search: how many are measured", 1, 10**6)] = 100
+    recalibrate: Annotated[
+        int,
+        _whole("sensitivity, search: images BatchNorm is measured on anew", 0, 10**6),
+    ] = 1000
     examples: Annotated[
         int, _whole("taylor: training images of its gradient", 1, 10**6)
     ] = 512

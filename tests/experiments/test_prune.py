@@ -19,7 +19,13 @@ ROWS = [
         "accuracy": [88.0, 91.0],
     },
 ]
-COSTS = {"parameters": 10, "macs": 2_000_000, "bytes": 40, "milliseconds": 2.0}
+COSTS = {
+    "validation": 70.0,
+    "parameters": 10,
+    "macs": 2_000_000,
+    "bytes": 40,
+    "milliseconds": 2.0,
+}
 
 
 def rows():
@@ -63,6 +69,7 @@ def test_presets_and_what_overrides_them():
         ({"fractions": (0.0001,)}, "cannot be met: in steps of 8 channels"),
         ({"fractions": (1.5,)}, r"fraction must be in \(0, 1\]"),
         ({"seeds": 0}, "seeds must be >= 1"),
+        ({"recalibrate": -1}, "recalibrate must be >= 0"),
         ({"net": "resnet9"}, "no network 'resnet9'"),
         ({"reuse": "nowhere"}, "cannot reuse: no checkpoint at"),
     ],
@@ -107,6 +114,7 @@ def test_digits_from_training_to_the_report_and_again_after_a_crash(
     for row in (uniform, searched):
         assert row["macs"] <= whole["macs"] / 2 and row["difference"] < 1e-4
         assert np.mean(row["accuracy"]) > row["before"]  # fine-tuning helps
+        assert row["validation"] > row["before"] + 10  # and so do statistics of its own
     names = {path.name for path in directory.iterdir()}
     assert {"report.md", "accuracy.png", "groups.txt", "search_0_5.jsonl"} <= names
     assert "uniform 0.5" in (directory / "report.md").read_text()

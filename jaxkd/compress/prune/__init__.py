@@ -12,7 +12,10 @@ Instead of `choose`, to meet a target::
     half = target(plan, "macs", fraction=0.5)              # or what a phone measures
     dropped = uniform(plan, scores, half)                  # one ratio for all groups
     dropped = globally(plan, scores, half)                 # one threshold
-    metric = masked(net, plan, (params, state), validation, view=view)
+    metric = masked(                                       # without training, but with
+        net, plan, (params, state), validation, view=view, # batch statistics of its own
+        recalibrate_on=some_training_images,
+    )
     dropped = sensitivity(plan, scores, half, metric)      # equal predicted loss
     dropped = search(plan, scores, half, metric).dropped   # by simulated annealing
 
@@ -24,6 +27,7 @@ from jaxkd.compress.prune import criteria
 from jaxkd.compress.prune._fine_tune import fine_tuner, kd_spec, started
 from jaxkd.compress.prune._globally import globally
 from jaxkd.compress.prune._gradual import GradualState, cubic, gradual
+from jaxkd.compress.prune._recalibrated import recalibrated
 from jaxkd.compress.prune._search import Found, annealing, random, search
 from jaxkd.compress.prune._sensitivity import Curves, curves, equal_loss, sensitivity
 from jaxkd.compress.prune._steps import Steps, in_steps
@@ -70,6 +74,7 @@ __all__ = [
     "lowest",
     "masked",
     "random",
+    "recalibrated",
     "resized",
     "search",
     "sensitivity",

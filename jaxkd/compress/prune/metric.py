@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxkd import _check, _tree, evaluate
+from jaxkd.compress.prune._recalibrated import averaged, momenta
 from jaxkd.compress.prune.plan import Plan
 from jaxkd.data.augment import View
 from jaxkd.distill import frozen
@@ -48,6 +49,7 @@ def masked(
     eval_rate: float = 1.0,
     seed: int = 0,
     batch_size: int = 500,
+    recalibrate_on: Batch | None = None,
 ) -> Metric:
     """Measures a network whose removed units are zeros, in inference.
 
@@ -65,12 +67,16 @@ def masked(
       eval_rate: the share of the images to measure on, in (0, 1].
       seed: of their choice.
       batch_size: images in one pass.
+      recalibrate_on: training images, from `data.on_device`, from which BatchNorm has
+        its statistics for each candidate anew, see `recalibrated`. None leaves those of
+        the whole network.
 
     Returns:
       The metric.
 
     Raises:
-      ValueError: if an argument is out of its range.
+      ValueError: if an argument is out of its range, or a batch statistic that is to be
+        taken anew does not move in training.
     """
     if not 0 < eval_rate <= 1:
         raise ValueError(f"eval_rate must be in (0, 1], got {eval_rate}")
@@ -80,12 +86,22 @@ def masked(
         _check.one_of(*MEASURES)("measure", measure)
     score = measure if callable(measure) else MEASURES[measure]
     chosen = part(resident, eval_rate, seed)
+    kept = None
+    if recalibrate_on is not None:
+        kept = momenta(net, *variables, recalibrate_on, view)
 
     @jax.jit
-    def run(keep: Array, variables: tuple[Any, Any], chosen: Batch) -> Array:
-        params, state = variables
-        tree = plan.mask({"params": params, "state": state}, keep=keep)
-        answer = frozen(net), (tree["params"], tree["state"])
+    def run(
+        keep: Array, variables: tuple[Any, Any], chosen: Batch, some: Batch | None
+    ) -> Array:
+        whole = {"params": variables[0], "state": variables[1]}
+        tree = plan.mask(whole, keep=keep)
+        params, state = tree["params"], tree["state"]
+        if some is not None:
+            state = averaged(
+                net, params, state, kept, some, view=view, batch_size=100, seed=seed
+            )
+        answer = frozen(net), (params, state)
         logits = evaluate.predict(*answer, chosen, view=view, batch_size=batch_size)
         return score(logits, chosen["label"])
 
@@ -98,7 +114,10 @@ def masked(
         "eval_rate": eval_rate,
         "seed": seed,
     }
-    return Metric(lambda keep: float(run(keep, variables, chosen)), settings)
+    if recalibrate_on is not None:
+        settings["recalibrated"] = digest(recalibrate_on)
+    of = lambda keep: float(run(keep, variables, chosen, recalibrate_on))
+    return Metric(of, settings)
 
 
 def part(resident: Batch, rate: float, seed: int) -> Batch:
