@@ -1,8 +1,12 @@
 """A pipeline of every kind of stage but the search, in seconds."""
 
+import json
 import pathlib
 
-from jaxkd import checkpoint
+import numpy as np
+import pytest
+
+from jaxkd import _tree, checkpoint
 from jaxkd.pipeline import reading
 
 TEXT = """
@@ -103,6 +107,10 @@ def config(folder: pathlib.Path, *changes: str):
     return reading.load(path, changes)
 
 
+STAGES = [
+    *("teach", "source", "transfer", "distill"),
+    *("prune", "finetune", "quantize", "export"),
+]
 TIMINGS = ("seconds", "images/s", "milliseconds")
 
 
@@ -117,3 +125,36 @@ def without_timings(value):
 def variables(run: pathlib.Path, name: str):
     """The final arrays of a model, as dicts."""
     return checkpoint.as_dicts(checkpoint.load(run / "models" / name))
+
+
+def read(run, name="results.json"):
+    """One of the JSON files of a run."""
+    return json.loads((run / name).read_text())
+
+
+def rows(run):
+    """The lines of the metrics, without their timings."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return without_timings([json.loads(line) for line in lines])
+
+
+def assert_same(run, whole):
+    """What two runs found is the same, to the bit."""
+    """The same results, rows and arrays, bit for bit."""
+    assert rows(run) == rows(whole)
+    a, b = (without_timings(read(r)) for r in (run, whole))
+    for left, right in zip(a["rows"], b["rows"], strict=True):
+        for one, other in zip(left["files"], right["files"], strict=True):
+            # StableHLO remembers the calls that led to it: a few bytes more or less.
+            assert one.pop("bytes") == pytest.approx(other.pop("bytes"), rel=0.1)
+        assert left == right
+    assert a == b and a["finished"]
+    for name in ("teacher", "student", "source"):
+        left, right = (variables(r, name) for r in (run, whole))
+        for path, array in _tree.flatten(left).items():
+            np.testing.assert_array_equal(array, _tree.get(right, path), strict=True)
+    for stage in ("03-distill", "06-quantize"):
+        one, other = (
+            np.load(r / "stages" / stage / "logits.npy") for r in (run, whole)
+        )
+        np.testing.assert_array_equal(one, other)

@@ -11,7 +11,7 @@ import pytest
 
 from jaxkd.pipeline import directory, order
 from tests.pipeline import small
-from tests.pipeline.test_run import assert_same
+from tests.pipeline.small import assert_same
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
