@@ -198,6 +198,7 @@ def _chunk(file: pathlib.Path, compute: Callable[[int], Arrays], number: int) ->
                 arrays[name]
             return
     arrays = compute(number)
+    # The ignored type: for all mypy knows, an array may be called "allow_pickle".
     replace(file, lambda f: np.savez(f, **arrays))  # type: ignore[arg-type]
 
 

@@ -3,10 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import (  # type: ignore[import-untyped]
-    connected_components,
-)
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from jaxkd.compress.prune._labels import Ledger
 
