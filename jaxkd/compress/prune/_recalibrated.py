@@ -12,6 +12,7 @@ from jaxkd.models.net import Net
 from jaxkd.types import Batch, Params, State
 
 STATISTICS = "batch_stats"  # linen's name of the collection
+IMAGES = 100  # in one pass
 
 
 def recalibrated(
@@ -21,7 +22,7 @@ def recalibrated(
     resident: Batch,
     *,
     view: View,
-    batch_size: int = 100,
+    batch_size: int = IMAGES,
     seed: int = 0,
 ) -> State:
     """Gives BatchNorm the statistics of a network as it is now, without a gradient.
@@ -49,8 +50,9 @@ def recalibrated(
     Raises:
       ValueError: if a statistic does not move in training, naming it.
 
-    Source: Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network
-    Pruning", ECCV 2020, https://arxiv.org/abs/2007.02491, section 3.3.
+    Source: "adaptive batch normalization" of Li et al., "EagleEye: Fast Sub-net
+    Evaluation for Efficient Neural Network Pruning", ECCV 2020,
+    https://arxiv.org/abs/2007.02491.
     """
     _check.whole(1)("batch_size", batch_size)
     _check.whole(0)("seed", seed)

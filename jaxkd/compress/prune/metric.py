@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxkd import _check, _tree, evaluate
-from jaxkd.compress.prune._recalibrated import averaged, momenta
+from jaxkd.compress.prune._recalibrated import IMAGES, averaged, momenta
 from jaxkd.compress.prune.plan import Plan
 from jaxkd.data.augment import View
 from jaxkd.distill import frozen
@@ -85,7 +85,7 @@ def masked(
     if not callable(measure):
         _check.one_of(*MEASURES)("measure", measure)
     score = measure if callable(measure) else MEASURES[measure]
-    chosen = part(resident, eval_rate, seed)
+    chosen = part(resident, max(1, round(eval_rate * len(resident["label"]))), seed)
     kept = None
     if recalibrate_on is not None:
         kept = momenta(net, *variables, recalibrate_on, view)
@@ -99,7 +99,7 @@ def masked(
         params, state = tree["params"], tree["state"]
         if some is not None:
             state = averaged(
-                net, params, state, kept, some, view=view, batch_size=100, seed=seed
+                net, params, state, kept, some, view=view, batch_size=IMAGES, seed=seed
             )
         answer = frozen(net), (params, state)
         logits = evaluate.predict(*answer, chosen, view=view, batch_size=batch_size)
@@ -120,10 +120,9 @@ def masked(
     return Metric(of, settings)
 
 
-def part(resident: Batch, rate: float, seed: int) -> Batch:
-    """A random share of the examples, the same ones for the same seed."""
-    n = len(resident["label"])
-    rows = np.random.default_rng(seed).permutation(n)[: max(1, round(rate * n))]
+def part(resident: Batch, n: int, seed: int) -> Batch:
+    """So many examples, or all there are: the same ones for the same seed."""
+    rows = np.random.default_rng(seed).permutation(len(resident["label"]))[:n]
     rows = np.sort(rows)
     return jax.tree.map(lambda a: a[rows], resident)
 

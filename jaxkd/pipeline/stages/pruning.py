@@ -7,10 +7,10 @@ import numpy as np
 
 from jaxkd import _files, distill
 from jaxkd.compress import prune
+from jaxkd.compress.prune.metric import part
 from jaxkd.pipeline.config import Prune
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.stages.job import Job, Made, row_of
-from jaxkd.types import Batch
 
 SENSITIVITIES = "sensitivities.json"
 LEAST = 0.9  # of the cost that is left: what is far smaller is not worth comparing
@@ -98,13 +98,6 @@ def _gradient(stage: Prune, job: Job, held: Held) -> Any:
     return jax.grad(loss)(held.params)
 
 
-def _some(job: Job, n: int) -> Batch | None:
-    """So many training images, chosen by the run's seed; of none, None."""
-    images = len(job.world.resident["image"])
-    rows = np.random.default_rng(job.config.seed).permutation(images)[:n]
-    return jax.tree.map(lambda a: a[rows], job.world.resident) if n else None
-
-
 def _chosen(
     stage: Prune, job: Job, plan: prune.Plan, target: prune.Target, held: Held
 ) -> np.ndarray:
@@ -114,13 +107,16 @@ def _chosen(
         return prune.uniform(plan, scores, target)
     if stage.method == "global":
         return prune.globally(plan, scores, target)
+    some, seed = None, job.config.seed
+    if stage.recalibrate:
+        some = part(job.world.resident, stage.recalibrate, seed)
     metric = prune.masked(
         held.net,
         plan,
         (held.params, held.state),
         job.world.held_out,
         view=job.world.plain,
-        recalibrate_on=_some(job, stage.recalibrate),
+        recalibrate_on=some,
     )
     ratios = np.arange(0, 1 - 1e-9, stage.step).round(6).tolist()
     file = job.folder / ("search.jsonl" if stage.method == "search" else SENSITIVITIES)
@@ -133,7 +129,7 @@ def _chosen(
         return prune.search(
             plan, scores, target, metric,
             grid=ratios, budget=stage.candidates, least=LEAST,
-            seed=job.config.seed, journal=file,
+            seed=seed, journal=file,
         ).dropped  # fmt: skip
 
     try:
