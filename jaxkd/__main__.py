@@ -238,14 +238,14 @@ def _prepare(asked: argparse.Namespace, began: list[str]) -> None:
 
 
 def _config(asked: argparse.Namespace, began: list[str]) -> None:
-    from jaxkd.pipeline import order, reading, toml
+    from jaxkd.pipeline import reading, toml
 
     if asked.list:
         print("\n".join(reading.shipped()))
     elif asked.defaults:
         print(toml.dumps(toml.defaults(), comments=True), end="")
     elif asked.config:
-        config = order.named(reading.load(asked.config, asked.set))
+        config = reading.load(asked.config, asked.set)
         print(toml.dumps(config, comments=True), end="")
     else:
         raise ValueError("give a configuration, --defaults or --list")

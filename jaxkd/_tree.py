@@ -4,12 +4,13 @@ A pattern is a shell glob over the whole path, where `*` also matches "/": "stag
 "*/bias", "head/*". Case counts.
 """
 
-import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+
+from jaxkd._text import alternatives
 
 
 def path(keys: Sequence[Any]) -> str:
@@ -44,8 +45,7 @@ def get(tree: Any, at: str) -> Any:
     found = tree
     for key in at.split("/"):
         if not isinstance(found, dict) or key not in found:
-            near = difflib.get_close_matches(at, _branches(tree), n=3)
-            raise KeyError(f"nothing at {at!r}; the nearest are {near}")
+            raise KeyError(f"nothing at {at!r}{alternatives(at, _branches(tree))}")
         found = found[key]
     return found
 
@@ -78,8 +78,6 @@ def mask(tree: Any, patterns: str | Iterable[str]) -> Any:
     paths = list(flatten(tree))
     for pattern in patterns:
         if not any(matches(p, pattern) for p in paths):
-            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
-            raise ValueError(
-                f"the pattern {pattern!r} fits no parameter; the nearest are {near}"
-            )
+            hint = alternatives(pattern, paths)
+            raise ValueError(f"the pattern {pattern!r} fits no parameter{hint}")
     return map_with_path(lambda p, _: matches(p, patterns), tree)

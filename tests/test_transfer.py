@@ -506,10 +506,10 @@ def test_a_warm_start_of_another_network_is_refused(world):
 def test_patterns_that_fit_nothing_are_refused(norms):
     params = {"student": {"head": {"bias": jnp.zeros(1)}}, "terms": {}}
     for make in (transfer.freeze, transfer.train_only):
-        with pytest.raises(ValueError, match=r"'head/\*' fits .*'student/head/bias'"):
+        with pytest.raises(ValueError, match=r"'head/\*' fits .*student/head/bias"):
             make(optax.sgd(0.1), ["student/*", "head/*"]).init(params)
     rates = {"student/hed/*": 0.1}
-    with pytest.raises(ValueError, match="nearest are .'student/head/bias'"):
+    with pytest.raises(ValueError, match="did you mean student/head/bias"):
         transfer.layer_wise(optax.sgd, rates, default=0.1).init(params)
     rates = {"student/*": 0.1, "*/bias": 0.2}
     with pytest.raises(ValueError, match=r"'\*/bias' fits only parameters that an ear"):

@@ -1,11 +1,11 @@
 """Where data sets come from: the names there are, `load` and `prepare`."""
 
-import difflib
 import os
 import pathlib
 
 import numpy as np
 
+from jaxkd._text import did_you_mean
 from jaxkd.data import (
     archives as archive_files,
     builders,
@@ -180,8 +180,7 @@ def _from_catalogue(name: str, root: pathlib.Path) -> pathlib.Path:
     if name.split("/")[0] in known:
         return catalogue.prepare(name, root)
     offered = list(dict.fromkeys([*names(), *known]))
-    near = difflib.get_close_matches(name, offered, 3)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = did_you_mean(name, offered)
     more = f" and the {len(known)} of tensorflow_datasets' catalogue" if known else ""
     raise ValueError(f"no data set {name!r}; there are {names()}{more}{hint}")
 

@@ -1,6 +1,5 @@
 """Losses by their names: from a stage's tables to a `distill.Spec`."""
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 import optax
 
 from jaxkd import distill, losses, terms
+from jaxkd._text import alternatives
 from jaxkd.pipeline.config import Losses, Ramp
 
 Knobs = dict[str, Any]
@@ -130,11 +130,7 @@ def _kind(known: dict[str, Kind], name: Any, here: str) -> Kind:
             f"{here}: {name} needs {BEYOND[name]}; it is for Python, see jaxkd.terms"
         )
     if not isinstance(name, str) or name not in known:
-        near = difflib.get_close_matches(str(name), known, 3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
-            f"{here}: no loss {name!r}; there are {', '.join(known)}{hint}"
-        )
+        raise ValueError(f"{here}: no loss {name!r}{alternatives(name, known)}")
     return known[name]
 
 
@@ -159,11 +155,8 @@ def _check_knobs(kind: Kind, knobs: Knobs, here: str) -> None:
     extra = {"teacher_layers"} if "layers" in accepted else set()
     for name, value in knobs.items():
         if name not in accepted and name not in extra:
-            offered = [*OWN, *accepted, *extra]
-            near = difflib.get_close_matches(name, offered, 3)
-            hint = f"did you mean {' or '.join(near)}?" if near else ""
-            hint = hint or f"there are {', '.join(offered)}"
-            raise ValueError(f"{here}.{name}: no such key; {hint}")
+            hint = alternatives(name, [*OWN, *accepted, *extra])
+            raise ValueError(f"{here}.{name}: no such key{hint}")
         wanted = _wanted(name, accepted.get(name))
         if not _fits(value, wanted):
             raise ValueError(f"{here}.{name}: must be {wanted}, got {value!r}")

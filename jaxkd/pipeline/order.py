@@ -1,7 +1,6 @@
 """Whether the stages of a configuration make sense, one after another."""
 
 import dataclasses
-import difflib
 import importlib.util
 import re
 from collections import Counter
@@ -9,6 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from jaxkd._text import alternatives
 from jaxkd.pipeline.config import (
     AnyStage,
     Config,
@@ -64,7 +64,10 @@ class Known:
 
 
 def check(config: Config) -> None:
-    """Refuses what cannot work, before any work.
+    """Check that each stage can follow those before it.
+
+    Args:
+      config: whose stages are `named`.
 
     Raises:
       ValueError: naming the stage, and what to do.
@@ -97,7 +100,7 @@ def _names(config: Config) -> None:
             _zoo(f"models.{name}.name", model.name)
     if not config.models:
         raise ValueError("models: is empty; name at least one")
-    counts = Counter(stage.name for stage in named(config).stages)
+    counts = Counter(stage.name for stage in config.stages)
     if twice := [name for name, n in counts.items() if n > 1]:
         raise ValueError(f"stages: the name {twice[0]!r} is given to more than one")
     unused = set(config.models) - _used(config.stages)
@@ -114,10 +117,8 @@ def _zoo(key: str, name: str) -> None:
     from jaxkd.models import ZOO
 
     if name not in ZOO:
-        near = difflib.get_close_matches(name, ZOO, 3, 0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else ""
-        hint = hint or f"there are {', '.join(sorted(ZOO))}"
-        raise ValueError(f"{key}: no network {name!r} in the zoo; {hint}")
+        hint = alternatives(name, sorted(ZOO))
+        raise ValueError(f"{key}: no network {name!r} in the zoo{hint}")
 
 
 def _models_exist(stage: AnyStage, models: dict[str, Known]) -> None:
@@ -128,11 +129,7 @@ def _models_exist(stage: AnyStage, models: dict[str, Known]) -> None:
         if field != "model" and not hasattr(stage, field):
             continue
         if name not in models:
-            near = difflib.get_close_matches(name, models, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(
-                f"{field}: no model {name!r}; there are {', '.join(models)}{hint}"
-            )
+            raise ValueError(f"{field}: no model {name!r}{alternatives(name, models)}")
         if field != "model" and name == stage.model:
             raise ValueError(f"{field}: {name!r} is the model itself")
 

@@ -1,6 +1,5 @@
 """From a TOML file to a `Config`, or one sentence that names file and key."""
 
-import difflib
 import importlib.resources
 import math
 import os
@@ -13,6 +12,7 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
+from jaxkd._text import alternatives, did_you_mean
 from jaxkd.pipeline import order, settings
 from jaxkd.pipeline.config import Config, Model, Value
 
@@ -34,8 +34,8 @@ def load(path: str | os.PathLike, changes: Sequence[str] = ()) -> Config:
       changes: "key=value", such as "stages.1.temperature=2"; see `settings.changed`.
 
     Returns:
-      The configuration, checked as far as is possible without networks and data: names,
-      types, ranges and the order of the stages.
+      The configuration, each stage with a name, checked as far as is possible without
+      networks and data: names, types, ranges and the order of the stages.
 
     Raises:
       ValueError: naming the file, the key, what was expected, and near names.
@@ -51,6 +51,16 @@ def load(path: str | os.PathLike, changes: Sequence[str] = ()) -> Config:
         where = f"--set {change}"
         raw = settings.changed(msgspec.to_builtins(config), change)
         config = decoded(raw, where)
+    return resolved(config, name)
+
+
+def resolved(config: Config, name: str) -> Config:
+    """Give each stage a name and check that the stages can follow each other.
+
+    Raises:
+      ValueError: naming the file, the stage, and what to do.
+    """
+    config = order.named(config)
     try:
         order.check(config)
     except ValueError as error:
@@ -65,14 +75,13 @@ def _text(path: str | os.PathLike) -> tuple[str, str]:
         inside = importlib.resources.files("jaxkd.pipeline") / "configs"
         return (inside / f"{path}{SUFFIX}").read_text("utf-8"), f"{path}{SUFFIX}"
     if not file.exists():
-        near = difflib.get_close_matches(file.stem, shipped(), 3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(file.stem, shipped())
         raise FileNotFoundError(
             f"no configuration {path}: give a TOML file, or one of "
             f"{', '.join(shipped())}{hint}"
         )
     try:
-        return file.read_text("utf-8"), str(path)
+        return file.read_text("utf-8-sig"), str(path)  # a BOM is skipped
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
@@ -134,8 +143,8 @@ def _unknown(raw: Any, kind: Any, key: str) -> Iterator[str]:
             if name in fields:
                 yield from _unknown(item, fields[name], _join(key, name))
             elif name not in tagged:
-                near = _near(name, {*fields, *tagged})
-                yield f"{_join(key, name)}: no such key{near}"
+                hint = alternatives(name, [*tagged, *fields])
+                yield f"{_join(key, name)}: no such key{hint}"
     elif get_origin(kind) is dict:
         of = get_args(kind)[1]
         for name, item in raw.items():
@@ -160,7 +169,7 @@ def _untagged(raw: dict, tagged: dict[Any, Any], key: str) -> Iterator[str]:
         yield f"{key}: needs a kind, one of {', '.join(sorted(tagged))}"
     if not isinstance(kind, str) or kind not in tagged:
         names = ", ".join(sorted(tagged))
-        hint = _near(kind, tagged) if isinstance(kind, str) else ""
+        hint = did_you_mean(kind, tagged)
         yield f"{_join(key, 'kind')}: must be one of {names}; got {kind!r}{hint}"
 
 
@@ -177,13 +186,6 @@ def _is_value(kind: Any) -> bool:
 
 def _join(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)
-
-
-def _near(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, sorted(names), 3, 0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; there are {', '.join(sorted(names))}"
 
 
 def _not_finite(value: Any, key: str) -> Iterator[str]:

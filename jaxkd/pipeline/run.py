@@ -45,7 +45,7 @@ def rehearse(config: Config, world: World) -> None:
     """
     models = loading.models(config, world)
     with tempfile.TemporaryDirectory() as nowhere:
-        for place, stage in enumerate(order.named(config).stages):
+        for place, stage in enumerate(config.stages):
             job = _job(config, place, world, models, pathlib.Path(nowhere), "", silent)
             try:
                 held = kinds.rehearse(stage, job)
@@ -80,7 +80,6 @@ def start(
       OSError: if something cannot be written.
       KeyboardInterrupt: after Ctrl-C, when what there is has been saved.
     """
-    config = order.named(config)
     world = worlds.make(config.data)
     rehearse(config, world)
     run = directory.create(config, path)
@@ -107,7 +106,7 @@ def resume(
     run = pathlib.Path(path).absolute()
     if not (run / directory.CONFIG).exists():
         raise ValueError(f"{path} holds no run: there is no {directory.CONFIG}")
-    config = order.named(reading.load(run / directory.CONFIG))
+    config = reading.load(run / directory.CONFIG)
     with directory.locked(run):
         world = worlds.make(config.data)
         opened(str(run))

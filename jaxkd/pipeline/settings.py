@@ -1,8 +1,9 @@
 """`--set KEY=VALUE`: one change of a configuration that has every default."""
 
-import difflib
 import tomllib
 from typing import Any
+
+from jaxkd._text import alternatives, did_you_mean
 
 
 def changed(config: dict[str, Any], change: str) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def _with(tree: Any, keys: list[str], value: Any, above: str) -> Any:
     here = f"{above}.{key}" if above else key
     if isinstance(tree, dict):
         if key not in tree and rest:
-            raise ValueError(f"no {here}{_near(key, tree)}")
+            raise ValueError(f"no {here}{alternatives(key, tree)}")
         # A last name that is new may be right: a loss's knob, say. The types decide.
         return {**tree, key: _with(tree.get(key), rest, value, here)}
     if isinstance(tree, list | tuple):
@@ -76,10 +77,5 @@ def _place(items: list[Any], key: str, here: str) -> int:
         if item.get(f)
     ]
     raise ValueError(
-        f"no {here}: there are {len(items)}, counted from 0{_near(key, known)}"
+        f"no {here}: there are {len(items)}, counted from 0{did_you_mean(key, known)}"
     )
-
-
-def _near(key: str, names: Any) -> str:
-    near = difflib.get_close_matches(key, [*map(str, names)], 3, 0.5)
-    return f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""

@@ -1,12 +1,12 @@
-"""A finished run as a table, and the report where there is one."""
+"""A finished run as a table, and its report."""
 
-import importlib
 import json
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from jaxkd import report
 from jaxkd.pipeline import directory
 
 
@@ -69,8 +69,4 @@ def write_report(
     """Writes the report of runs; the files it wrote."""
     for run in runs:
         results(run)
-    room = importlib.import_module("jaxkd.report")
-    write = getattr(room, "write", None)
-    if write is None:
-        return []
-    return [pathlib.Path(path) for path in write(list(runs), to or runs[0])]
+    return [pathlib.Path(path) for path in report.write(list(runs), to or runs[0])]

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import _check, cost, data, export as exporting, models
+from jaxkd._text import alternatives, did_you_mean
 from jaxkd.models.net import Net
 from jaxkd.pipeline import (
     directory,
     loading,
     networks,
-    order,
     reading,
     summary,
     world as worlds,
@@ -36,10 +36,7 @@ def features(name: str, image: str, classes: int) -> Iterator[str]:
     try:
         config = reading.load(name)
     except FileNotFoundError as error:
-        import difflib
-
-        near = difflib.get_close_matches(name, [*models.ZOO, *reading.shipped()], 3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(name, [*models.ZOO, *reading.shipped()])
         raise ValueError(
             f"{name} is no network of the zoo and no configuration{hint}"
         ) from error
@@ -128,11 +125,11 @@ def export(
     if not results["finished"]:
         raise ValueError(f"{run} is not finished: python -m jaxkd resume {run}")
     name = model or results["rows"][-1]["model"]
-    config = order.named(reading.load(folder / directory.CONFIG))
+    config = reading.load(folder / directory.CONFIG)
     weights = folder / "models" / name
     if name not in config.models or not weights.is_dir():
         there = sorted(p.stem for p in (folder / "models").glob("*.json"))
-        raise ValueError(f"{run} has no model {name!r}; there are {', '.join(there)}")
+        raise ValueError(f"{run} has no model {name!r}{alternatives(name, there)}")
     world = worlds.make(config.data)
     held = loading.loaded(config, name, str(weights), world)
     target = pathlib.Path(to) if to else folder / "exported"

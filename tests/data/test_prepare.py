@@ -229,7 +229,7 @@ def test_a_cached_split_loads_where_tensorflow_datasets_is_missing(root):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    ("name", "near"), [("cifar11", "'cifar10'"), ("fashionmnist", "'fashion_mnist'")]
+    ("name", "near"), [("cifar11", "cifar10"), ("fashionmnist", "fashion_mnist")]
 )
 def test_an_unknown_name_lists_what_there_is_and_suggests_the_near_one(
     name, near, tmp_path

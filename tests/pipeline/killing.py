@@ -72,10 +72,10 @@ def kill_in(run: pathlib.Path, stage: str, rng: random.Random) -> str | None:
 
 def main(run: pathlib.Path, seed: int) -> None:
     """Kills every stage in its turn, then lets the run end."""
-    from jaxkd.pipeline import order, reading, run as runs  # noqa: F401
+    from jaxkd.pipeline import reading, run as runs  # noqa: F401
 
     rng = random.Random(seed)
-    config = order.named(reading.load(run / "config.toml"))
+    config = reading.load(run / "config.toml")
     kills = []
     for place, stage in enumerate(config.stages):
         for _ in range(TURNS):

@@ -139,7 +139,6 @@ def rows(run):
 
 
 def assert_same(run, whole):
-    """What two runs found is the same, to the bit."""
     """The same results, rows and arrays, bit for bit."""
     assert rows(run) == rows(whole)
     a, b = (without_timings(read(r)) for r in (run, whole))

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from jaxkd.pipeline import directory, order
+from jaxkd.pipeline import directory
 from tests.pipeline import small
 from tests.pipeline.small import assert_same
 
@@ -48,7 +48,7 @@ def undisturbed(tmp_path_factory):
 def test_a_run_that_is_killed_again_and_again_ends_the_same(undisturbed, tmp_path):
     whole, cache = undisturbed
     run = tmp_path / "run"
-    directory.create(order.named(small.config(tmp_path)), run)
+    directory.create(small.config(tmp_path), run)
     killed = called("tests.pipeline.killing", run, "7", cache=cache)
     assert killed.returncode == 0, killed.stderr
     assert "Traceback" not in killed.stderr

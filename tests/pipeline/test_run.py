@@ -25,7 +25,7 @@ def test_the_directory_is_what_it_is_said_to_be(whole, config):
     assert images.shape == (500, 8, 8, 1) and images.dtype == np.uint8
     assert labels.shape == np.load(whole / "test" / "index.npy").shape == (500,)
     again = runs.reading.load(whole / "config.toml")
-    assert again == runs.order.named(config)
+    assert again == config
 
 
 def test_results_are_those_of_the_logits_beside_them(whole):

@@ -1,6 +1,5 @@
 """From a traced program to a `Plan`: what goes together, and what must stay."""
 
-import difflib
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import _check, _tree
+from jaxkd._text import alternatives
 from jaxkd.compress.prune._interpret import interpret
 from jaxkd.compress.prune._labels import Ledger, constant, variable
 from jaxkd.compress.prune._lengths import products, sizes
@@ -296,12 +296,9 @@ def _chooser(include: Patterns, exclude: Patterns, paths: list[str]):
     for name, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns or ():
             if not any(fits(path, pattern) for path in paths):
-                near = difflib.get_close_matches(
-                    pattern, sorted(short.values()), n=3, cutoff=0.3
-                )
+                hint = alternatives(pattern, sorted(short.values()))
                 raise ValueError(
-                    f"{name}: the pattern {pattern!r} fits no variable; the nearest "
-                    f"are {near}"
+                    f"{name}: the pattern {pattern!r} fits no variable{hint}"
                 )
     of_any = lambda made, patterns: any(fits(m, p) for m in made for p in patterns)
 

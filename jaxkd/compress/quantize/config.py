@@ -1,12 +1,12 @@
 """What is quantized, and how: `Quantization`, and the bits of single layers."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxkd import _check, _tree
+from jaxkd._text import alternatives
 
 ACTIVATIONS = ("dynamic", "static", "float")
 ESTIMATORS = ("ema", "window_max", "percentile", "mse")
@@ -126,7 +126,5 @@ def check_patterns(config: Quantization, layers: Iterable[str]) -> None:
     layers = list(layers)
     for pattern in config.layers:
         if not any(_tree.matches(layer, pattern) for layer in layers):
-            near = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.3)
-            raise ValueError(
-                f"the pattern {pattern!r} fits no layer; the nearest are {near}"
-            )
+            hint = alternatives(pattern, layers)
+            raise ValueError(f"the pattern {pattern!r} fits no layer{hint}")

@@ -125,7 +125,7 @@ def test_overrides(folded):
 @pytest.mark.bad_input
 def test_refused(folded):
     with pytest.raises(
-        ValueError, match=r"'heed' fits no layer; the nearest are \['head'"
+        ValueError, match=r"'heed' fits no layer; there are .*did you mean head"
     ):
         quantized(folded, layers={"heed": Q.FLOAT})
     with pytest.raises(ValueError, match="fold them first"):
