@@ -1,12 +1,14 @@
-"""What a network costs: parameters, bytes and multiply-accumulates, not run."""
+"""Parameters, bytes and multiply-accumulates of a network, without running it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxkd import jaxpr
 
 
 class Cost(NamedTuple):
@@ -87,37 +89,25 @@ def macs(f: Callable[..., Any], *args: Any) -> int:
       >>> macs(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 4)))  # 2 * 3 * 4
       24
     """
-    return _macs(jax.make_jaxpr(f)(*args).jaxpr)
+    return program_macs(jaxpr.trace(f, *args))
 
 
-def _macs(jaxpr: Any) -> int:
-    return sum(map(_equation, jaxpr.eqns))
+def program_macs(program: jaxpr.Program) -> int:
+    """`macs` of a function that is traced already."""
+    return sum(step_macs(program, step) for step in program.steps)
 
 
-def _equation(equation: Any) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
-        outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return _size(equation.outvars[0]) * (math.prod(kernel) // outputs)
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return _size(equation.outvars[0]) * math.prod(left[i] for i in contracted)
-    if name == "cond":
-        return max(_macs(branch.jaxpr) for branch in params["branches"])
-    times = params["length"] if name == "scan" else 1
-    return times * sum(map(_macs, _subprograms(params)))
-
-
-def _size(variable: Any) -> int:
-    return math.prod(variable.aval.shape)
-
-
-def _subprograms(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs among an equation's parameters: of jit, custom rules, loops."""
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            inner = getattr(item, "jaxpr", item)
-            if hasattr(inner, "eqns"):
-                yield inner
+def step_macs(program: jaxpr.Program, step: jaxpr.Step) -> int:
+    """`macs` of one step of a program."""
+    if step.name not in ("conv_general_dilated", "dot_general"):
+        inside = [program_macs(body) for body in jaxpr.bodies(step)]
+        if step.name == "cond":
+            return max(inside)
+        return jaxpr.times(step) * sum(inside)
+    left, right = (program.shape(i) for i in step.inputs)
+    results = math.prod(program.shape(step.outputs[0]))
+    numbers = step.params["dimension_numbers"]
+    if step.name == "dot_general":
+        (contracted, _), _ = numbers
+        return results * math.prod(left[i] for i in contracted)
+    return results * (math.prod(right) // right[numbers.rhs_spec[0]])

@@ -1,10 +1,10 @@
-"""The walk over a traced program, which applies the rules to every equation."""
+"""The walk over a traced program, which applies the rules to every step."""
 
 from typing import Any
 
 import numpy as np
 
-from jaxkd import cost
+from jaxkd import cost, jaxpr
 from jaxkd.compress.prune import _rules
 from jaxkd.compress.prune._labels import (
     Axis,
@@ -15,50 +15,25 @@ from jaxkd.compress.prune._labels import (
     constant,
 )
 
-# Where a call keeps the program that it calls; all that a call has besides are
-# gradients and compiler's hints.
-CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"} | {
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-}
-
 
 def interpret(
-    ledger: Ledger, jaxpr: Any, consts: Any, args: list[Value], scope: str = ""
+    ledger: Ledger, program: jaxpr.Program, args: list[Value], scope: str = ""
 ) -> list[Value]:
-    """The values of a program's results, with all it ties written into the ledger."""
-    known = dict(zip(jaxpr.invars, args, strict=True))
-    for variable, const in zip(jaxpr.constvars, consts, strict=True):
-        known[variable] = _constant(ledger, const)
+    """Return the values of a program's results; write all that it ties to the ledger.
 
-    def read(atom):
-        return _constant(ledger, atom.val) if hasattr(atom, "val") else known[atom]
-
-    for eqn in jaxpr.eqns:
-        values = [read(atom) for atom in eqn.invars]
-        results = _equation(ledger, eqn, values, scope)
-        known.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def inner(eqn: Any) -> tuple[Any, Any] | None:
-    """The program that an equation calls, (program, its constants), or None."""
-    if eqn.primitive.name not in CALLS:
-        return None
-    found = next((eqn.params[k] for k in CALLED if k in eqn.params), None)
-    if found is None:
-        return None
-    program = getattr(found, "jaxpr", found)
-    if len(program.invars) != len(eqn.invars):
-        return None
-    return program, getattr(found, "consts", ())
-
-
-def below(scope: str, eqn: Any) -> str:
-    """The module that an equation is from."""
-    return "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
+    Args:
+      ledger: filled as the walk goes.
+      program: what is walked over.
+      args: of the program's inputs.
+      scope: of the program itself, where it is a loop's body.
+    """
+    known = {i: _constant(ledger, value) for i, value in program.constants.items()}
+    known.update(zip(program.inputs, args, strict=True))
+    for step in program.steps:
+        values = [known[i] for i in step.inputs]
+        results = _step(ledger, program, step, values, scope)
+        known.update(zip(step.outputs, results, strict=True))
+    return [known[i] for i in program.outputs]
 
 
 def _constant(ledger: Ledger, value: Any) -> Value:
@@ -67,40 +42,27 @@ def _constant(ledger: Ledger, value: Any) -> Value:
     return constant(ledger, np.shape(value), "a constant array")
 
 
-def _equation(ledger, eqn, values, scope) -> list[Value]:
-    scope = below(scope, eqn)
-    if called := inner(eqn):
-        program, consts = called
-        return interpret(ledger, program, consts, values, scope)
-    shapes = lambda atoms: tuple(tuple(np.shape(atom.aval)) for atom in atoms)
-    name = eqn.primitive.name
+def _step(ledger, program, step, values, scope) -> list[Value]:
     equation = Equation(
-        name, eqn.params, shapes(eqn.invars), shapes(eqn.outvars), scope
+        step.name,
+        step.params,
+        tuple(program.shape(i) for i in step.inputs),
+        tuple(program.shape(i) for i in step.outputs),
+        "/".join(filter(None, (scope, step.scope))),
     )
-    if name == "scan":
-        results = _scan(ledger, equation, values)
-    elif name in _rules.RULES:
-        results = _rules.RULES[name](ledger, equation, values)
+    if step.name == "scan":
+        (body,) = jaxpr.bodies(step)
+        results = _scan(ledger, equation, body, values)
+    elif step.name in _rules.RULES:
+        results = _rules.RULES[step.name](ledger, equation, values)
     else:
-        ledger.products.append(Product(_whole(eqn) * ledger.times, ()))
+        macs = cost.step_macs(program, step)
+        ledger.products.append(Product(macs * ledger.times, ()))
         results = _rules.unknown(ledger, equation, values)
     for value, shape in zip(results, equation.outputs, strict=True):
         _check_lengths(equation, value, shape)
     ledger.trace.append((equation, results))
     return results
-
-
-def _whole(eqn) -> int:
-    """Multiply-accumulates inside an operation that has no rule."""
-    bind = lambda *args: eqn.primitive.bind(*args, **eqn.params)
-    if not any(hasattr(getattr(p, "jaxpr", p), "eqns") for p in _flat(eqn.params)):
-        return 0
-    return cost.macs(bind, *(atom.aval for atom in eqn.invars))
-
-
-def _flat(params):
-    for value in params.values():
-        yield from value if isinstance(value, tuple | list) else (value,)
 
 
 def _check_lengths(equation, value, shape):
@@ -115,17 +77,18 @@ def _check_lengths(equation, value, shape):
         raise AssertionError(f"labels {lengths} for a result {shape} of {equation}")
 
 
-def _scan(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def _scan(
+    ledger: Ledger, equation: Equation, body: jaxpr.Program, values: list[Value]
+) -> list[Value]:
     """A loop: what is carried keeps its labels from one turn to the next."""
-    length, body = equation.params["length"], equation.params["jaxpr"]
-    program = getattr(body, "jaxpr", body)
+    length = equation.params["length"]
     # What is looped over or stacked has one more axis outside than inside. (The
     # parameters that say how many there are differ between JAX's versions.)
     more = lambda outer, inner: sum(
-        len(shape) > len(v.aval.shape) for shape, v in zip(outer, inner, strict=True)
+        len(shape) > len(body.shape(i)) for shape, i in zip(outer, inner, strict=True)
     )
-    carry = len(values) - more(equation.inputs, program.invars)
-    carries = len(equation.outputs) - more(equation.outputs, program.outvars)
+    carry = len(values) - more(equation.inputs, body.inputs)
+    carries = len(equation.outputs) - more(equation.outputs, body.outputs)
     consts = carry - carries
     ledger.fix([v.axes[0] for v in values[carry:]], equation.at("looped over"))
     carried = [
@@ -138,11 +101,7 @@ def _scan(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value
     ledger.times *= length
     steps = len(ledger.trace)
     results = interpret(
-        ledger,
-        program,
-        getattr(body, "consts", ()),
-        [*values[:consts], *carried, *each],
-        equation.scope,
+        ledger, body, [*values[:consts], *carried, *each], equation.scope
     )
     ledger.times //= length
     del ledger.trace[steps:]  # the trace has the loop as one step

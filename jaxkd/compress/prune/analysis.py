@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import _check, _tree
+from jaxkd import _check, _tree, jaxpr
 from jaxkd._text import alternatives
 from jaxkd.compress.prune._interpret import interpret
 from jaxkd.compress.prune._labels import Ledger, constant, variable
@@ -120,15 +120,15 @@ def logits_of(net: Any) -> Callable[[Any, Any], Any]:
 
 def walk(apply, variables, inputs, allow=False, equal=False):
     """(results, ledger) of a program's trace, and the labels of each variable."""
-    closed = jax.make_jaxpr(apply)(variables, *inputs)
+    program = jaxpr.trace(apply, variables, *inputs)
     leaves = jax.tree.leaves(variables)
     ledger = Ledger(allow, equal)
     values = [variable(ledger, np.shape(leaf)) for leaf in leaves]
     given = [
-        constant(ledger, np.shape(v.aval), "an input of the network", learned=False)
-        for v in closed.jaxpr.invars[len(leaves) :]
+        constant(ledger, program.shape(i), "an input of the network", learned=False)
+        for i in program.inputs[len(leaves) :]
     ]
-    results = interpret(ledger, closed.jaxpr, closed.consts, [*values, *given])
+    results = interpret(ledger, program, [*values, *given])
     for value in results:
         ledger.fix(value.axes, "a result of the network")
     return values, ledger

@@ -1,16 +1,14 @@
 """Whether a pruned network is what it should be: the masked one, only smaller."""
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.extend.core
 import numpy as np
 
-from jaxkd import cost
-from jaxkd.compress.prune._interpret import below, inner
+from jaxkd import cost, jaxpr
 from jaxkd.compress.prune.analysis import logits_of, walk
 from jaxkd.compress.prune.plan import Plan
 from jaxkd.compress.prune.resized import following
@@ -65,10 +63,10 @@ def check(
     """
     small, masked = plan.apply(variables, dropped), _masked(plan, variables, dropped)
     program = _trace_pruned(apply, small, inputs)
-    whole = jax.make_jaxpr(apply)(masked, *inputs)
+    whole = jaxpr.trace(apply, masked, *inputs)
     _same_operations(whole, program)
-    macs = _macs(program)
-    if _macs(whole) == plan.macs() and macs != plan.macs(dropped):
+    macs = cost.program_macs(program)
+    if cost.program_macs(whole) == plan.macs() and macs != plan.macs(dropped):
         where = _first_difference(apply, plan, variables, dropped, inputs, program)
         raise ValueError(
             f"the pruned network has {macs} multiply-accumulates, its plan predicts "
@@ -111,13 +109,9 @@ def check_net(
     return check(logits_of(net), plan, variables, dropped, x, **how)
 
 
-def _macs(program: Any) -> int:
-    return cost.macs(jax.extend.core.jaxpr_as_fun(program), *program.in_avals)
-
-
-def _run(program: Any, variables: Any, inputs: Any) -> Any:
-    run = jax.jit(jax.extend.core.jaxpr_as_fun(program))
-    return run(*jax.tree.leaves((variables, inputs)))
+def _run(program: jaxpr.Program, variables: Any, inputs: Any) -> Any:
+    leaves = jax.tree.leaves((variables, inputs))
+    return jax.jit(lambda leaves: jaxpr.run(program, leaves))(leaves)
 
 
 def _masked(plan: Plan, variables: Any, dropped: Any) -> Any:
@@ -130,7 +124,7 @@ def _trace_pruned(apply, small, inputs):
     entered: list[str] = []
     try:
         with _modules_entered(entered):
-            return jax.make_jaxpr(following(apply))(small, *inputs)
+            return jaxpr.trace(following(apply), small, *inputs)
     except Exception as error:
         where = entered[-1] if entered else "the outermost function"
         raise ValueError(
@@ -155,18 +149,12 @@ def _modules_entered(entered: list[str]) -> Iterator[None]:
         yield
 
 
-def _steps(jaxpr: Any, scope: str = "") -> Iterator[tuple[str, str]]:
-    """(operation, module) of a program, in order, with all that it calls."""
-    for eqn in jaxpr.eqns:
-        if called := inner(eqn):
-            yield from _steps(called[0], below(scope, eqn))
-        else:
-            yield eqn.primitive.name, below(scope, eqn)
-
-
-def _same_operations(whole: Any, pruned: Any) -> None:
+def _same_operations(whole: jaxpr.Program, pruned: jaxpr.Program) -> None:
     end = ("nothing", "the end")
-    steps = [(*_steps(program.jaxpr), end) for program in (whole, pruned)]
+    steps = [
+        (*((step.name, step.scope) for step in program.steps), end)
+        for program in (whole, pruned)
+    ]
     for one, other in zip(*steps, strict=False):
         if one != other:
             raise ValueError(
@@ -194,8 +182,8 @@ def _first_difference(apply, plan, variables, dropped, inputs, pruned) -> str:
     """The first operation whose result has another shape than the plan predicts."""
     marks = _marks(apply, plan, variables, inputs)
     keep = np.append(plan.keep(dropped), True)
-    for (equation, units), shapes in zip(marks, _shapes(pruned.jaxpr), strict=True):
-        for of, shape in zip(units, shapes, strict=True):
+    for (equation, units), step in zip(marks, pruned.steps, strict=True):
+        for of, shape in zip(units, map(pruned.shape, step.outputs), strict=True):
             expected = [
                 n if u is None else keep[u].sum()
                 for u, n in zip(of, shape, strict=True)
@@ -213,7 +201,7 @@ def _first_error(
     keep = np.append(plan.keep(dropped), True)
     trees = plan.mask(variables, dropped), plan.apply(variables, dropped)
     runs = (
-        _results(program.jaxpr, program.consts, jax.tree.leaves((tree, inputs)))
+        _results(program, jax.tree.leaves((tree, inputs)))
         for program, tree in zip((whole, pruned), trees, strict=True)
     )
     for (equation, units), masked, small in zip(marks, *runs, strict=True):
@@ -256,27 +244,13 @@ def _kept(a: np.ndarray, units: list, keep: np.ndarray, shape: tuple) -> np.ndar
     return a
 
 
-def _shapes(jaxpr: Any) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes of each operation's results, in the order of `_steps`."""
-    for eqn in jaxpr.eqns:
-        if called := inner(eqn):
-            yield from _shapes(called[0])
-        else:
-            yield [v.aval.shape for v in eqn.outvars]
+def _results(program: jaxpr.Program, args: list) -> list[list]:
+    """The results of each step of a program."""
+    found = []
 
+    def noted(step, *values):
+        found.append(jaxpr.evaluate(step, *values))
+        return found[-1]
 
-def _results(jaxpr: Any, consts: Any, args: list) -> Generator[list, None, list]:
-    """The results of each operation of a program, in the order of `_steps`."""
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-    read = lambda atom: atom.val if hasattr(atom, "val") else known[atom]
-    for eqn in jaxpr.eqns:
-        values = [read(atom) for atom in eqn.invars]
-        if called := inner(eqn):
-            program, constants = called
-            results = yield from _results(program, constants, values)
-        else:
-            results = eqn.primitive.bind(*values, **eqn.params)
-            results = results if eqn.primitive.multiple_results else [results]
-            yield results
-        known.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    jaxpr.run(program, args, noted)
+    return found
