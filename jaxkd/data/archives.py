@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import pathlib
 import pickle
 import tarfile
@@ -15,6 +16,10 @@ from jaxkd.data.specs import SOURCES, Archive, Edition, Member, Source
 
 # What a truncated or altered file makes the unpackers raise.
 DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, KeyError)
+
+# Bytes that one archive may unpack to: more than the largest official one (CIFAR's 184
+# million), so that a file which is not one of them cannot fill the memory.
+LARGEST = 1 << 28
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]  # name: (images, labels)
 
@@ -86,6 +91,22 @@ def missing(source: Source, folders: Sequence[pathlib.Path], advice: str) -> str
     return "\n".join([*lines, advice])
 
 
+def _gunzip(packed: pathlib.Path) -> bytes:
+    """The unpacked content, not yet verified.
+
+    Raises:
+      ValueError: if it is larger than any official archive; the rest is not unpacked.
+    """
+    with gzip.open(packed) as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(
+            f"{packed} unpacks to more than {LARGEST:,} bytes, which no official "
+            "archive does; remove it"
+        )
+    return content
+
+
 def _unpack(found: Found) -> Iterator[tuple[Member, pathlib.Path, bytes]]:
     """The members of an archive with the file each comes from, not yet verified."""
     members, packed = found.archive.members, found.packed
@@ -93,9 +114,9 @@ def _unpack(found: Found) -> Iterator[tuple[Member, pathlib.Path, bytes]]:
         for member, path in zip(members, found.unpacked, strict=True):
             yield member, path, path.read_bytes()
     elif ".tar" not in packed.name:
-        yield members[0], packed, gzip.decompress(packed.read_bytes())
+        yield members[0], packed, _gunzip(packed)
     else:
-        with tarfile.open(packed) as tar:
+        with tarfile.open(fileobj=io.BytesIO(_gunzip(packed)), mode="r:") as tar:
             inside = {name.removeprefix("./"): name for name in tar.getnames()}
             for member in members:
                 file = tar.extractfile(inside[member.path])
@@ -124,7 +145,8 @@ def contents(found: Found) -> dict[Member, bytes]:
     """The verified contents of an archive.
 
     Raises:
-      ValueError: naming the file, if it cannot be unpacked or a sum differs.
+      ValueError: naming the file, if it cannot be unpacked, a sum differs, or it
+        unpacks to more than `LARGEST` bytes.
     """
     verified = {}
     try:

@@ -10,12 +10,12 @@ import io
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from jaxkd.data import _temporary as temporary
 from jaxkd.data.archives import Splits
 from jaxkd.data.specs import Source
 
@@ -84,15 +84,16 @@ def prepare(source: Source, splits: Splits, data_dir: pathlib.Path) -> pathlib.P
     """Writes a TFDS data set from arrays and returns its folder.
 
     It is prepared under a temporary name and renamed when it is complete: of two
-    processes that prepare at once, the second throws its own away.
+    processes that prepare at once, the second throws its own away. What processes that
+    were killed have left under temporary names is removed.
     """
     import tensorflow_datasets as tfds
 
     target = folder(data_dir, source.name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".preparing-") as work:
+    with temporary.directory(target.parent, ".preparing-") as work:
         builder = _builder_class(source, splits)(
-            data_dir=work, file_format=tfds.core.FileFormat.ARRAY_RECORD
+            data_dir=str(work), file_format=tfds.core.FileFormat.ARRAY_RECORD
         )
         # Statistics would decode every image again, and nothing here reads them.
         skip = tfds.download.ComputeStatsMode.SKIP

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.data import decode as decoders
 from jaxkd.data.dataset import Dataset
 
 IMAGE, LABEL, INDEX = "image", "label", "index"
@@ -77,11 +78,26 @@ def _by_chunks(source: Any) -> Iterator[Any]:
         yield from source.__getitems__(range(start, min(start + CHUNK, len(source))))
 
 
+def _decode_images(feature: Any, examples: Iterable[Any]) -> Iterator[Any]:
+    """Decode the images of examples, grey or in colour as the feature says."""
+    channels = feature.shape[-1]
+    pixels = decoders.plain(channels if channels in (1, 3) else None)
+    for example in examples:
+        yield {**example, IMAGE: pixels(example[IMAGE], 0)}
+
+
 def _examples(builder: Any, split: str) -> Iterable[Any]:
     """An iterable over a split's examples, by whichever route its files allow."""
     kind = builder.info.file_format.value
     if kind == "array_record":
-        return _by_chunks(builder.as_data_source(split=split))
+        feature, tfds = builder.info.features[IMAGE], tfds_module()
+        # TFDS' own decoder returns the colour numbers of a palette.
+        is_image = isinstance(feature, tfds.features.Image)
+        if not (is_image and feature.np_dtype == np.uint8):
+            return _by_chunks(builder.as_data_source(split=split))
+        encoded = {IMAGE: tfds.decode.SkipDecoding()}
+        examples = _by_chunks(builder.as_data_source(split=split, decoders=encoded))
+        return _decode_images(feature, examples)
     if kind != "tfrecord" or importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
             f"{builder.data_dir} was prepared as {kind}, which cannot be read here: "

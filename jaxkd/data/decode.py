@@ -1,9 +1,16 @@
 """From an encoded image to the pixels that a network sees, resized while decoded.
 
-Each function makes a `Decode`: `(bytes, draw) -> uint8 [size, size, 3]`. The draw
-decides what is random about it; equal draws give equal crops.
+Each function makes a `Decode`: `(bytes, draw) -> uint8 [height, width, channels]`. The
+draw decides what is random about it; equal draws give equal crops.
+
+Whatever the file holds, the pixels are those that a viewer shows, except that an alpha
+channel is dropped, as torchvision and TensorFlow do: colours of a palette are looked
+up, 16 bits are scaled to 8, CMYK is converted, EXIF's orientation is applied. Of an
+animation it is the first frame. Images of floating-point numbers, and whole numbers
+whose range the format leaves open, are refused.
 """
 
+import contextlib
 import io
 import math
 from collections.abc import Callable
@@ -22,6 +29,10 @@ ATTEMPTS = 10
 # 2, what is left to the resampling filter is too little for it to be exact.
 REDUCING_GAP = 2.0
 
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, 5 to 8 exchange width and height
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF's tags
+WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
+
 
 def uniform(draw: int, place: int) -> float:
     """The number at a place in the stream of a draw, in [0, 1): splitmix64."""
@@ -31,12 +42,28 @@ def uniform(draw: int, place: int) -> float:
     return ((x ^ (x >> 31)) >> 11) * 2.0**-53
 
 
-def plain() -> Decode:
-    """The image as it is, `[h, w, c]`: for data sets whose images are equally large."""
+def plain(channels: int | None = None) -> Decode:
+    """The whole image: for data sets whose images are equally large.
+
+    Args:
+      channels: 1 for grey, 3 for colour; by default what the file holds, 1 for a grey
+        image and 3 for any other.
+
+    Returns:
+      The decoder, whose pixels are uint8 `[height, width, channels]`.
+
+    Raises:
+      ValueError: if `channels` is neither 1, 3 nor None.
+    """
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1, 3 or None, got {channels}")
 
     def decode(encoded: bytes, draw: int) -> np.ndarray:
-        image = np.asarray(_open(encoded))
-        return image[..., None] if image.ndim == 2 else image
+        image = _upright(*_open(encoded))
+        if channels is not None:
+            image = image.convert("L" if channels == 1 else "RGB")
+        pixels = np.asarray(image)
+        return pixels[..., None] if pixels.ndim == 2 else pixels
 
     return decode
 
@@ -74,8 +101,10 @@ def random_crop(
         raise ValueError(f"ratio must be a range, got {ratio}")
 
     def decode(encoded: bytes, draw: int) -> np.ndarray:
-        image = _open(encoded)
-        return _resized(image, random_box(image.size, draw, area, ratio), size)
+        image, orientation = _open(encoded)
+        seen = _size(image, orientation)
+        box = random_box(seen, draw, area, ratio)
+        return _resized(image, orientation, box, size)
 
     return decode
 
@@ -118,9 +147,10 @@ def centre_crop(size: int, *, resize: int | None = None) -> Decode:
     _check.whole(size)("resize", resize)
 
     def decode(encoded: bytes, draw: int) -> np.ndarray:
-        image = _open(encoded)
-        side = min(image.size) * size / resize
-        return _resized(image, _centred(image.size, side, side), size)
+        image, orientation = _open(encoded)
+        seen = _size(image, orientation)
+        side = min(seen) * size / resize
+        return _resized(image, orientation, _centred(seen, side, side), size)
 
     return decode
 
@@ -130,25 +160,100 @@ def _centred(whole: tuple[int, int], w: float, h: float) -> Box:
     return left, upper, left + w, upper + h
 
 
-def _open(encoded: bytes) -> Any:
+def _open(encoded: bytes) -> tuple[Any, int]:
+    """An image and its EXIF orientation; a JPEG's pixels are not decoded yet."""
     from PIL import Image  # only who reads encoded images needs it
 
-    return Image.open(io.BytesIO(encoded))
+    image = Image.open(io.BytesIO(encoded))
+    if image.format not in ("JPEG", "MPO"):
+        image.load()  # PNG may have its EXIF at the end; TIFF turns itself
+    orientation = 1
+    if any("exif" in str(key) or "xmp" in str(key) for key in image.info):
+        # EXIF that cannot be parsed (errors of many types) turns nothing.
+        with contextlib.suppress(Exception):
+            orientation = image.getexif().get(ORIENTATION, 1)
+    return image, orientation if orientation in range(1, 9) else 1
 
 
-def _resized(image: Any, box: Box, size: int) -> np.ndarray:
-    """A box of an image that is not decoded yet, resized to a square of RGB."""
+def _size(image: Any, orientation: int) -> tuple[int, int]:
+    """(width, height) once the image is upright."""
+    width, height = image.size
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def _upright(image: Any, orientation: int) -> Any:
+    """The image as it is meant to be seen, with 8 bits a channel."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    image = _to_8_bits(image)
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _to_8_bits(image: Any) -> Any:
+    """Convert an image of any of Pillow's modes to "L" (grey) or "RGB".
+
+    Raises:
+      ValueError: for floating-point numbers, and whole numbers of unknown range.
+    """
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode in ("1", "LA", "La"):
+        return image.convert("L")
+    if image.mode == "F":
+        raise ValueError(
+            "the image holds floating-point numbers (mode F), which do not say what is "
+            "black and what is white: scale them to 0..255 and save 8 bits"
+        )
+    if image.mode.startswith("I"):
+        return _scale(image)
+    if "transparency" in image.info:  # colours of a palette: keep them, drop the alpha
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _scale(image: Any) -> Any:
+    """Scale whole numbers of more than 8 bits from the range that the file declares."""
     from PIL import Image
 
-    width, height = image.size
+    # Pillow scales PGM to 16 bits itself, and calls 12 bits of TIFF "I;16".
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ValueError(
+            f"the image holds whole numbers of 32 bits or with a sign ({image.format}, "
+            "mode I), which do not say what is white: scale them to 0..255 and save 8 "
+            "bits, or to 0..65535 and save 16"
+        )
+    tags = getattr(image, "tag_v2", {})
+    (bits,) = tags.get(BITS_PER_SAMPLE, (16,))
+    white = (1 << bits) - 1
+    values = np.asarray(image).astype(np.uint32)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = white - values
+    return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+
+
+def _resized(image: Any, orientation: int, box: Box, size: int) -> np.ndarray:
+    """A box of an image, in upright coordinates, resized to a square of RGB."""
+    from PIL import Image
+
+    width, height = _size(image, orientation)
     across, down = box[2] - box[0], box[3] - box[1]
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 for less than the price of the whole.
     needed = [
         math.ceil(REDUCING_GAP * size * whole / part)
         for whole, part in ((width, across), (height, down))
     ]
-    image.draft("RGB", tuple(needed))
+    image.draft("RGB", tuple(needed[::-1] if orientation >= 5 else needed))
+    image = _upright(image, orientation)
     x, y = image.size[0] / width, image.size[1] / height
     scaled = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    rgb = image.convert("RGB") if image.mode != "RGB" else image
     return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=scaled))

@@ -4,11 +4,10 @@ import os
 import pathlib
 import shutil
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 
-from jaxkd.data import archives
+from jaxkd.data import _temporary as temporary, archives
 from jaxkd.data.specs import Archive, Source
 
 TIMEOUT = 20.0  # seconds without a byte
@@ -18,7 +17,8 @@ def fetch(source: Source, folder: pathlib.Path, *, timeout: float = TIMEOUT) -> 
     """Downloads a data set's archives into `folder`, those that are not there yet.
 
     A file appears under its name only when it is complete and its content verified, so
-    that an interrupted download leaves nothing that looks like an archive.
+    that an interrupted download leaves nothing that looks like an archive. What
+    processes that were killed have left under temporary names is removed.
 
     Args:
       source: what to fetch, in its first edition.
@@ -38,8 +38,8 @@ def fetch(source: Source, folder: pathlib.Path, *, timeout: float = TIMEOUT) -> 
 def _fetch(archive: Archive, folder: pathlib.Path, timeout: float) -> None:
     target = folder / archive.file
     print(f"jaxkd: downloading {archive.url} to {target}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
-        arriving = pathlib.Path(temporary) / archive.file
+    with temporary.directory(folder, ".download-") as work:
+        arriving = work / archive.file
         try:
             _transfer(archive.url, arriving, timeout)
         except (urllib.error.URLError, OSError) as error:

@@ -67,7 +67,7 @@ def records(
             found = info.features.deserialize_example_np(
                 data[position], decoders=encoded
             )
-            pixels = decode(found[catalogue.IMAGE], draw)
+            pixels = _pixels(decode, found[catalogue.IMAGE], draw)
         except Exception as error:  # pillow has many, SyntaxError among them
             raise ValueError(f"{record(position)} cannot be read: {error}") from error
         index = found.get(catalogue.INDEX, position)
@@ -90,6 +90,21 @@ def records(
 
     classes = tuple(info.features[catalogue.LABEL].names)
     return Source(f"{name}/{split}", ends[-1], classes, read, record)
+
+
+def _pixels(decode: Decode, encoded: bytes, draw: int) -> np.ndarray:
+    """What the decoder returns, which must be pixels.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    pixels = decode(encoded, draw)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3:
+        raise ValueError(
+            "decode must return uint8 [height, width, channels], got "
+            f"{pixels.dtype} {pixels.shape}"
+        )
+    return pixels
 
 
 def _builder(name: str, root: pathlib.Path) -> Any:

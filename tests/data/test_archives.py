@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -86,6 +87,25 @@ def test_an_incomplete_set_is_not_found_and_the_advice_names_it(made):
     line = next(line for line in text.splitlines() if archive.file in line)
     assert "missing" in line and archive.checksum in line and archive.url in line
     assert str(made.folder) in text and text.endswith("Do this.")
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(made, monkeypatch):
+    monkeypatch.setattr(archives, "LARGEST", 1 << 20)
+    path = made.folder / made.source.editions[0].archives[0].file
+    path.write_bytes(gzip.compress(b"\0" * (300 << 20), 9))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"{path.name} unpacks to more than 1,048,576"):
+        read(made)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_no_official_archive_is_larger_than_the_largest():
+    for source in specs.SOURCES.values():
+        images = sum(source.counts.values()) * np.prod(source.shape)
+        # Labels and names are less than a tenth of the images, headers next to nothing.
+        assert 1.1 * images < archives.LARGEST
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])

@@ -1,6 +1,7 @@
 """From an archive to TFDS' files to the cached split, and what each step refuses."""
 
 import importlib.util
+import io
 import multiprocessing
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_archives import make_idx, make_pickled
 
 from jaxkd import data
@@ -187,6 +189,65 @@ def test_two_processes_that_prepare_at_once_both_succeed(tmp_path):
     assert left == ["1.0.0"]
 
 
+KILLED = """
+import pathlib, sys, time
+from jaxkd.data import _temporary
+with _temporary.directory(pathlib.Path(sys.argv[1]), sys.argv[2]) as work:
+    (work / "large").write_text("half of a data set")
+    print(work.name, flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path):
+    """Start a process that is at work in `folder`, in a directory of that prefix."""
+    processes = []
+
+    def start(folder, prefix):
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", KILLED, str(folder), prefix]
+        processes.append(
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        )
+        return processes[-1], folder / processes[-1].stdout.readline().strip()
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_what_a_killed_preparation_left_is_removed_by_the_next(
+    made_idx, tmp_path, temporary
+):
+    folder = tmp_path / "data" / "tfds" / "tiny"
+    killed, left = temporary(folder, ".preparing-")
+    _, at_work = temporary(folder, ".preparing-")
+    killed.kill()
+    killed.wait()
+    assert left.is_dir() and at_work.is_dir()
+    data.prepare("tiny", archives=made_idx.folder, data_dir=tmp_path / "data")
+    assert not left.exists()
+    assert (at_work / "large").exists()  # its process is alive
+    assert {path.name for path in folder.iterdir()} == {"1.0.0", at_work.name}
+
+
+def test_what_a_killed_download_left_is_removed_by_the_next(
+    made_idx, tmp_path, temporary, monkeypatch
+):
+    def transfer(url, target, timeout):
+        shutil.copy(made_idx.folder / target.name, target)
+
+    monkeypatch.setattr(sources.download, "_transfer", transfer)
+    killed, left = temporary(tmp_path, ".download-")
+    killed.kill()
+    killed.wait()
+    sources.download.fetch(made_idx.source, tmp_path)
+    assert not left.exists() and not [*tmp_path.glob(".download-*")]
+
+
 def python(code, *arguments):
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     return subprocess.run(
@@ -268,6 +329,52 @@ def test_another_prepared_data_set_of_the_catalogue_loads(prepared, foreign):
     assert held.split == "validation" and len(held.labels) == 4
     with pytest.raises(ValueError, match=r"no split 'dev'; there are \['t"):
         data.load("some_set", "dev", data_dir=foreign)
+
+
+def test_palettes_and_deep_images_of_the_catalogue_have_their_colours(tmp_path):
+    import tensorflow_datasets as tfds
+
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    files = [
+        Image.fromarray(grey),
+        Image.fromarray(grey.astype(np.uint16) * 257),
+        Image.fromarray(grey).convert("P", palette=Image.Palette.ADAPTIVE),
+        Image.fromarray(np.stack([grey, grey, grey, 255 - grey], -1)),
+    ]
+    with tfds.core.registered.skip_registration():
+
+        class Builder(tfds.core.GeneratorBasedBuilder):
+            name = "modes"
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                features = {
+                    "image": tfds.features.Image(shape=(8, 8, 3)),
+                    "label": tfds.features.ClassLabel(names=["a"]),
+                }
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    features=tfds.features.FeaturesDict(features),
+                    disable_shuffling=True,
+                )
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                for i, image in enumerate(files):
+                    file = io.BytesIO()
+                    image.save(file, "png")
+                    yield i, {"image": io.BytesIO(file.getvalue()), "label": 0}
+
+    skip = tfds.download.ComputeStatsMode.SKIP
+    config = tfds.download.DownloadConfig(compute_stats=skip, try_download_gcs=False)
+    form = tfds.core.FileFormat.ARRAY_RECORD
+    builder = Builder(data_dir=str(tmp_path / "tfds"), file_format=form)
+    builder.download_and_prepare(download_config=config)
+    loaded = data.load("modes", "train", data_dir=tmp_path)
+    expected = np.broadcast_to(grey[..., None], (4, 8, 8, 3))
+    np.testing.assert_array_equal(loaded.images, expected)
 
 
 def test_a_cached_data_set_of_the_catalogue_needs_its_prepared_files_no_more(foreign):

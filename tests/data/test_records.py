@@ -138,6 +138,14 @@ def test_images_of_different_sizes_must_be_resized(root):
 
 
 @pytest.mark.bad_input
+def test_a_decoder_that_does_not_return_pixels_is_refused(root):
+    for value in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8)):
+        source = pictures(root, decoder=lambda encoded, draw, value=value: value)
+        with pytest.raises(ValueError, match=r"record 0 .*uint8 \[height, width, ch"):
+            source.read(np.array([0]), draws([0]))
+
+
+@pytest.mark.bad_input
 def test_what_is_not_there_is_said(root, tmp_path):
     with pytest.raises(ValueError, match=r"no split 'trian'; there are \['train'\]"):
         pictures(root, "trian")
