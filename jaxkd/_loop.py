@@ -20,18 +20,23 @@ def check_finite(metrics: dict[str, np.ndarray], *, first_step: int, name: str) 
     Raises:
       FloatingPointError: for the first value that is not finite, naming term and step.
     """
-    # Terms before their sum: a total that is NaN is only the consequence.
-    for metric in sorted(metrics, key=lambda m: (m == "loss", m == "norm/grad")):
-        bad = np.argwhere(~np.isfinite(metrics[metric]))
+    found = []
+    for metric, values in metrics.items():
+        bad = np.argwhere(~np.isfinite(values))
         if len(bad):
-            where = tuple(bad[bad[:, -1].argmin()])
-            *seed, step = where
-            of_seed = f" of seed {seed[0]}" if seed else ""
-            raise FloatingPointError(
-                f"{name}: {metric} is {metrics[metric][where]} at step "
-                f"{first_step + step}{of_seed}; lower the learning rate, or look at "
-                "this term's inputs"
+            where = tuple(bad[bad[:, -1].argmin()].tolist())
+            # The first step, and of one step terms before the sums that follow them.
+            found.append(
+                (where[-1], metric == "loss", metric == "norm/grad", metric, where)
             )
+    if found:
+        step, *_, metric, where = min(found)
+        of_seed = f" of seed {where[0]}" if len(where) > 1 else ""
+        raise FloatingPointError(
+            f"{name}: {metric} is {metrics[metric][where]} at step "
+            f"{first_step + step}{of_seed}; lower the learning rate, or look at "
+            "this term's inputs"
+        )
 
 
 @contextmanager

@@ -16,14 +16,16 @@ The name of a summand is the metric's ("loss/kd"), its parameters' key and the
 checkpoint's. A weight is a number or an optax schedule of the step.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.data.augment import View
 from jaxkd.models.convolution import fast_inference
 from jaxkd.models.net import Net
 from jaxkd.types import Batch, Metrics, Outputs, Params, State
@@ -43,6 +45,7 @@ class Term(NamedTuple):
 
 
 Teacher = Callable[[Any, Batch], Outputs]  # (variables, batch) -> outputs
+Inputs = str | Callable[[Batch], Any]  # which part of a batch a network sees
 Spec = Mapping[str, tuple[float | optax.Schedule, Term]]  # name -> (weight, term)
 
 
@@ -63,6 +66,11 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     key: Array
 
+    @property
+    def student(self) -> tuple[Params, State]:
+        """The student's variables, `(params, state)`, as `Net.apply` takes them."""
+        return self.params["student"], self.state["student"]
+
 
 class Distiller(NamedTuple):
     """A training procedure: a pair of pure functions, not yet compiled.
@@ -76,15 +84,72 @@ class Distiller(NamedTuple):
     step: Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
 
 
+def select(inputs: Inputs, batch: Batch) -> Any:
+    """Return what a network sees of a batch.
+
+    Args:
+      inputs: the name of a field, or a function of the batch, such as
+        `lambda batch: {"ids": batch["ids"], "mask": batch["mask"]}`.
+      batch: the batch.
+
+    Raises:
+      ValueError: if the batch has no such field, listing its fields.
+    """
+    if callable(inputs):
+        return inputs(batch)
+    if inputs not in batch:
+        raise ValueError(
+            f"the batch has no field {inputs!r}, only {sorted(batch)}; pass inputs=, "
+            "the name of the field that the networks see or a function of the batch"
+        )
+    return batch[inputs]
+
+
+def fit_mask(where: Bool[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Bring the mask of a batch to the shape of a loss.
+
+    A mask of tokens, `[batch, sequence]`, counts an example of a loss `[batch]` if any
+    of its tokens counts. A mask of examples counts all tokens of an example.
+
+    Raises:
+      ValueError: if neither shape begins with the other, or the mask is not boolean.
+    """
+    if where.dtype != jnp.bool_:
+        raise ValueError(f'batch["where"] must be boolean, got {where.dtype}')
+    common = min(where.ndim, len(shape))
+    if where.shape[:common] != tuple(shape[:common]):
+        raise ValueError(
+            f'batch["where"] has shape {where.shape}, which does not fit a loss of '
+            f"shape {tuple(shape)}"
+        )
+    if where.ndim > len(shape):
+        return where.any(tuple(range(len(shape), where.ndim)))
+    expanded = jnp.expand_dims(where, tuple(range(where.ndim, len(shape))))
+    return jnp.broadcast_to(expanded, shape)
+
+
+def batch_mean(loss: Float[Array, "..."], batch: Batch) -> Float[Array, ""]:
+    """Return the mean of a loss over the entries that `batch["where"]` counts.
+
+    Without the field, over all. If nothing counts, the mean is 0, as its gradient is.
+    """
+    if "where" not in batch:
+        return loss.mean()
+    where = fit_mask(batch["where"], loss.shape)
+    # Selected before the sum: an excluded entry may be infinite.
+    return jnp.sum(jnp.where(where, loss, 0)) / jnp.maximum(jnp.sum(where), 1)
+
+
 def cross_entropy(
     logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """Cross-entropy with the true class, -log softmax(logits)[label], in nats."""
-    # A one-hot product: the gradient of a gather would be a scatter, slow on CPU.
+    # A one-hot selection: the gradient of a gather would be a scatter, slow on CPU.
     log_p = jax.nn.log_softmax(
         logits.astype(jnp.promote_types(logits.dtype, "float32"))
     )
-    return -jnp.sum(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool) * log_p, -1)
+    chosen = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return -jnp.sum(jnp.where(chosen, log_p, 0), -1)
 
 
 def _stateless(
@@ -101,6 +166,13 @@ def _stateless(
         return loss(s, t, batch), state
 
     return Term(init, apply)
+
+
+def _mask(loss: Callable[..., Array], batch: Batch, shape: tuple[int, ...]) -> dict:
+    """Return the keyword `where` of a loss that takes one, if the batch has a mask."""
+    if "where" not in batch or "where" not in inspect.signature(loss).parameters:
+        return {}
+    return {"where": fit_mask(batch["where"], shape)}
 
 
 def _mixed(loss: Callable[[Array], Array], batch: Batch) -> Array:
@@ -122,32 +194,40 @@ def _comparable(s: Outputs, t: Outputs) -> None:
 
 
 def on_labels(loss: Callable[..., Array], **knobs: Any) -> Term:
-    """Lifts `loss(student_logits, labels, **knobs)`.
+    """Lift `loss(student_logits, labels, **knobs)` to a term.
 
     On a batch mixed by `data.augment.mixup` it is the mean of the loss under the two
-    labels, weighted as the images are.
+    labels, weighted as the images are. A loss that takes `where=` is given the mask of
+    the batch, `batch["where"]`, by this and the other lifts.
     """
-    return _stateless(
-        lambda s, t: None,
-        lambda s, t, b: _mixed(lambda label: loss(s.logits, label, **knobs), b),
-    )
+
+    def apply(s: Outputs, t: Outputs, batch: Batch) -> Array:
+        mask = _mask(loss, batch, s.logits.shape[:-1])
+        return _mixed(lambda label: loss(s.logits, label, **mask, **knobs), batch)
+
+    return _stateless(lambda s, t: None, apply)
 
 
 def on_logits(loss: Callable[..., Array], **knobs: Any) -> Term:
-    """Lifts `loss(student_logits, teacher_logits, **knobs)`."""
-    return _stateless(
-        _comparable, lambda s, t, batch: loss(s.logits, t.logits, **knobs)
-    )
+    """Lift `loss(student_logits, teacher_logits, **knobs)` to a term."""
+
+    def apply(s: Outputs, t: Outputs, batch: Batch) -> Array:
+        mask = _mask(loss, batch, s.logits.shape[:-1])
+        return loss(s.logits, t.logits, **mask, **knobs)
+
+    return _stateless(_comparable, apply)
 
 
 def on_logits_and_labels(loss: Callable[..., Array], **knobs: Any) -> Term:
-    """Lifts `loss(student_logits, teacher_logits, labels, **knobs)`."""
-    return _stateless(
-        _comparable,
-        lambda s, t, b: _mixed(
-            lambda label: loss(s.logits, t.logits, label, **knobs), b
-        ),
-    )
+    """Lift `loss(student_logits, teacher_logits, labels, **knobs)` to a term."""
+
+    def apply(s: Outputs, t: Outputs, batch: Batch) -> Array:
+        mask = _mask(loss, batch, s.logits.shape[:-1])
+        return _mixed(
+            lambda label: loss(s.logits, t.logits, label, **mask, **knobs), batch
+        )
+
+    return _stateless(_comparable, apply)
 
 
 def on_taps(
@@ -172,11 +252,15 @@ def on_taps(
       KeyError: at `init`, if a network has no such tap; lists those it has.
       ValueError: at `init`, if the two taps do not fit; lists the shapes of all taps.
     """
+
+    def compare(features: Array, t: Outputs, batch: Batch) -> Array:
+        mask = _mask(loss, batch, features.shape[:1])
+        return loss(features, t.tap(teacher), **mask, **knobs)
+
     if adapter is None:
         return fitting(
             _stateless(
-                lambda s, t: None,
-                lambda s, t, batch: loss(s.tap(student), t.tap(teacher), **knobs),
+                lambda s, t: None, lambda s, t, batch: compare(s.tap(student), t, batch)
             )
         )
 
@@ -192,7 +276,7 @@ def on_taps(
         features, changed = module.apply(
             {"params": params, **state}, s.tap(student), mutable=list(state)
         )
-        return loss(features, t.tap(teacher), **knobs), {**state, **changed}
+        return compare(features, t, batch), {**state, **changed}
 
     return fitting(Term(init, apply))
 
@@ -223,15 +307,33 @@ def _shapes(outputs: Outputs) -> str:
     return ", ".join(f"{name} {tap.shape}" for name, tap in outputs.taps.items())
 
 
-def frozen(net: Net) -> Teacher:
-    """Makes a trained `net` a teacher; its variables are `(params, state)`.
+def labels_only() -> Spec:
+    """Return the objective of a network without a teacher: cross-entropy."""
+    return {"ce": (1.0, on_labels(cross_entropy))}
+
+
+def frozen(net: Net, *, inputs: Inputs = "image", view: View | None = None) -> Teacher:
+    """Make a trained `net` a teacher; its variables are `(params, state)`.
 
     It runs in inference mode: no dropout, and batch statistics as they were stored.
+
+    Args:
+      net: the network.
+      inputs: what it sees of a batch, a field's name or a function.
+      view: applied to the batch before, for a teacher that expects another size, mean
+        or deviation than the student; not random.
+
+    Raises:
+      ValueError: if the view is random.
     """
+    if view is not None and view.random:
+        raise ValueError("a teacher's own view must not be random")
 
     def teacher(variables: tuple[Params, State], batch: Batch) -> Outputs:
+        if view is not None:
+            batch = view(jax.random.key(0), batch)
         with fast_inference():
-            outputs, _ = net.apply(*variables, batch["image"], train=False)
+            outputs, _ = net.apply(*variables, select(inputs, batch), train=False)
         return outputs
 
     return teacher
@@ -251,8 +353,25 @@ def nobody(variables: None, batch: Batch) -> Outputs:
     return Outputs(None, {})  # type: ignore[arg-type]
 
 
+def initialize(
+    student: Net, key: Array, batch: Batch, *, inputs: Inputs = "image"
+) -> tuple[Params, State]:
+    """Draw a student's first variables: those of `Distiller.init` under the same key.
+
+    They do not depend on the objective: a baseline and a distilled student made from
+    one key start from the same weights.
+    """
+    _, student_key, _ = jax.random.split(key, 3)
+    return student.init(student_key, select(inputs, batch))
+
+
 def distiller(
-    student: Net, teacher: Teacher, spec: Spec, tx: optax.GradientTransformation
+    student: Net,
+    teacher: Teacher,
+    spec: Spec,
+    tx: optax.GradientTransformation,
+    *,
+    inputs: Inputs = "image",
 ) -> Distiller:
     """Builds the procedure that trains `student` on `spec` against `teacher`.
 
@@ -273,10 +392,13 @@ def distiller(
       teacher: `frozen(net)`, `cached`, `nobody`, or any function of its type.
       spec: the summands of the objective by name.
       tx: the optimiser, of the student's and the terms' parameters together.
+      inputs: what the student sees of a batch: the name of a field, or a function of
+        the batch that returns any tree of arrays.
 
     Returns:
       The pair of `init` and `step`. The metrics of a step are "loss", "loss/NAME" for
-      every name in the spec (batch means, not yet weighted) and "norm/grad".
+      every name in the spec (batch means, not yet weighted) and "norm/grad". Where the
+      batch has a mask, `batch["where"]`, the means are over what it counts.
 
     Raises:
       ValueError: if the spec is empty; at `init`, if the teacher does not fit it.
@@ -289,12 +411,10 @@ def distiller(
         return jax.lax.stop_gradient(teacher(teacher_variables, batch))
 
     def init(key: Array, teacher_variables: Any, batch: Batch) -> TrainState:
-        # The student's key does not depend on the spec: baseline and distilled students
-        # made from one key start from the same weights.
-        key, student_key, terms_key = jax.random.split(key, 3)
+        params, state = initialize(student, key, batch, inputs=inputs)
+        key, _, terms_key = jax.random.split(key, 3)
         term_keys = jax.random.split(terms_key, len(spec))
-        params, state = student.init(student_key, batch["image"])
-        s, _ = student.apply(params, state, batch["image"], train=False)
+        s, _ = student.apply(params, state, select(inputs, batch), train=False)
         t = taught(teacher_variables, batch)
         made = {
             name: term.init(k, s, t, batch)
@@ -314,7 +434,7 @@ def distiller(
             s, student_state = student.apply(
                 params["student"],
                 state.state["student"],
-                batch["image"],
+                select(inputs, batch),
                 train=True,
                 key=dropout_key,
             )
@@ -323,7 +443,7 @@ def distiller(
                 loss, term_state[name] = term.apply(
                     params["terms"][name], state.state["terms"][name], s, t, batch
                 )
-                metrics[f"loss/{name}"] = loss.mean()  # the only reduction
+                metrics[f"loss/{name}"] = batch_mean(loss, batch)  # the only reduction
                 w = weight(state.step) if callable(weight) else weight
                 total += w * metrics[f"loss/{name}"]
             metrics["loss"] = total

@@ -1,17 +1,21 @@
 """What a trained network is worth: its predictions, and pure functions of them."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd import _check
+from jaxkd.data import count, gather
 from jaxkd.data.augment import View
-from jaxkd.distill import Teacher, TrainState, frozen
+from jaxkd.distill import Inputs, Teacher, TrainState, cross_entropy, fit_mask, frozen
 from jaxkd.models.net import Net
 from jaxkd.types import Batch, Metrics, Params, State
+
+Metric = Callable[..., Array]  # (logits, labels, *, where) -> scalar
 
 
 def predict(
@@ -21,8 +25,8 @@ def predict(
     *,
     view: View,
     batch_size: int = 500,
-) -> Float[Array, "examples classes"]:
-    """Logits of every example of a data set that lies on the device, in its order.
+) -> Float[Array, "examples *rest classes"]:
+    """Return the logits of every example of data on the device, in their order.
 
     Pure, so that it can be compiled with the network and mapped over seeds. The last
     batch is filled up by repeating examples, whose logits are then cut off.
@@ -30,61 +34,114 @@ def predict(
     Args:
       teacher: what answers, e.g. `distill.frozen(net)`.
       variables: its variables.
-      resident: the data set, from `data.on_device`.
-      view: how the network is to see the images, e.g. `augment.chain(to_float, ...)`;
-        its key is constant, so it should not be random.
+      resident: the data, e.g. from `data.on_device`.
+      view: how the network is to see them, e.g. `augment.chain(to_float, ...)`; its key
+        is constant, so it should not be random.
       batch_size: examples in one pass; no effect on the values.
 
     Raises:
-      ValueError: if the answer is not `[batch, classes]`, as that of an ensemble.
+      ValueError: if the columns differ in length, or the answer does not begin with the
+        batch's axis, as that of an ensemble does not.
     """
-    n = len(resident["image"])
+    n = count(resident)
     batches = -(-n // batch_size)
     indices = (jnp.arange(batches * batch_size) % n).reshape(batches, batch_size)
 
     def logits(rows: Array) -> Array:
-        batch = jax.tree.map(lambda a: a[rows], resident)
-        answer = teacher(variables, view(jax.random.key(0), batch)).logits
-        _check.rank(2, 2, logits=answer)
-        return answer
+        answer = teacher(variables, view(jax.random.key(0), gather(resident, rows)))
+        shape = answer.logits.shape
+        if len(shape) < 2 or shape[0] != batch_size:
+            raise ValueError(
+                f"logits must be [batch, ..., classes] of a batch of {batch_size}, got "
+                f"{shape}; reduce an ensemble first, e.g. schemes.ensemble.mean"
+            )
+        return answer.logits
 
-    return jax.lax.map(logits, indices).reshape(batches * batch_size, -1)[:n]
+    found = jax.lax.map(logits, indices)
+    return found.reshape(batches * batch_size, *found.shape[2:])[:n]
 
 
 def scorer(
-    net: Net, resident: Batch, *, view: View, batch_size: int = 500
+    net: Net,
+    resident: Batch,
+    *,
+    view: View,
+    batch_size: int = 500,
+    inputs: Inputs = "image",
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Callable[[TrainState], Metrics]:
-    """Builds the compiled measurement of a student that `train.fit` takes.
+    """Build the compiled measurement of a student that `train.fit` takes.
 
     Args:
       net: the student.
-      resident: the data to measure it on, from `data.on_device`.
-      view: how the network sees the images; not random.
+      resident: the data to measure it on, e.g. from `data.on_device`: "label", and
+        "where" if only some entries count.
+      view: how the network sees the data; not random.
       batch_size: examples in one pass.
+      inputs: what the network sees of a batch, as in `distill.distiller`.
+      metrics: functions `(logits, labels)` of the whole data, each a scalar, by name;
+        one that takes `where=` is given the mask. By default `accuracy` and `nll`.
 
     Returns:
-      `state -> {"accuracy", "nll"}`: scalars, or `[seeds]` for stacked states.
+      `state -> {name: value}`: scalars, or `[seeds]` for stacked states.
+
+    Raises:
+      ValueError: if the columns differ in length or there is no "label".
     """
+    count(resident)
+    if "label" not in resident:
+        raise ValueError(f'data to measure on need "label", got {sorted(resident)}')
+    wanted = {"accuracy": accuracy, "nll": nll} if metrics is None else dict(metrics)
 
     def score(variables: tuple[Params, State], resident: Batch) -> Metrics:
         logits = predict(
-            frozen(net), variables, resident, view=view, batch_size=batch_size
+            frozen(net, inputs=inputs),
+            variables,
+            resident,
+            view=view,
+            batch_size=min(batch_size, count(resident)),
         )
-        labels = resident["label"]
-        return {"accuracy": accuracy(logits, labels), "nll": nll(logits, labels)}
+        labels, mask = resident["label"], {}
+        if "where" in resident:
+            mask = {"where": fit_mask(resident["where"], logits.shape[:-1])}
+        return {
+            name: metric(logits, labels, **(mask if _takes_mask(metric) else {}))
+            for name, metric in wanted.items()
+        }
 
     @jax.jit
-    def measure(state: TrainState, resident: Batch) -> Metrics:
-        variables = (state.params["student"], state.state["student"])
-        if state.key.ndim:
-            return jax.lax.map(lambda v: score(v, resident), variables)
+    def measure(variables: tuple[Params, State], resident: Batch) -> Metrics:
         return score(variables, resident)
 
-    return lambda state: measure(state, resident)
+    @jax.jit
+    def measure_each(variables: tuple[Params, State], resident: Batch) -> Metrics:
+        return jax.lax.map(lambda v: score(v, resident), variables)
+
+    def of(state: TrainState) -> Metrics:
+        several = state.key.ndim > 0
+        return (measure_each if several else measure)(state.student, resident)
+
+    return of
+
+
+def _takes_mask(metric: Metric) -> bool:
+    return "where" in inspect.signature(metric).parameters
+
+
+def _mean(values: Array, where: Array | None) -> Array:
+    """The mean over what counts; 0 if nothing does."""
+    if where is None:
+        return jnp.mean(values, dtype=jnp.float32)
+    _check.mask("where", where, values.shape)
+    total = jnp.sum(jnp.where(where, values, 0), dtype=jnp.float32)
+    return total / jnp.maximum(jnp.sum(where), 1).astype(jnp.float32)
 
 
 def accuracy(
-    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+    logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    *,
+    where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, ""]:
     """Share of examples whose largest logit is the label's, in [0, 1].
 
@@ -92,33 +149,36 @@ def accuracy(
     0.5
     """
     _check.labels(labels, logits.shape[:-1])
-    return jnp.mean(jnp.argmax(logits, -1) == labels, dtype=jnp.float32)
+    return _mean(jnp.argmax(logits, -1) == labels, where)
 
 
 def agreement(
-    logits: Float[Array, "*batch classes"], others: Float[Array, "*batch classes"]
+    logits: Float[Array, "*batch classes"],
+    others: Float[Array, "*batch classes"],
+    *,
+    where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, ""]:
     """Share of examples on which two networks name the same class, in [0, 1]."""
     _check.same_shape(logits=logits, others=others)
-    same = jnp.argmax(logits, -1) == jnp.argmax(others, -1)
-    return jnp.mean(same, dtype=jnp.float32)
+    return _mean(jnp.argmax(logits, -1) == jnp.argmax(others, -1), where)
 
 
 def nll(
-    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+    logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    *,
+    where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, ""]:
     """Mean negative log-likelihood of the labels, in nats."""
     _check.labels(labels, logits.shape[:-1])
-    log_p = jax.nn.log_softmax(
-        logits.astype(jnp.promote_types(logits.dtype, "float32"))
-    )
-    return -jnp.mean(jnp.take_along_axis(log_p, labels[..., None], -1))
+    return _mean(cross_entropy(logits, labels), where)
 
 
 def ece(
     logits: Float[Array, "*batch classes"],
     labels: Int[Array, "*batch"],
     *,
+    where: Bool[Array, "*batch"] | None = None,
     bins: int = 15,
 ) -> Float[Array, ""]:
     """Expected calibration error: how far confidence is from accuracy, in [0, 1].
@@ -133,12 +193,14 @@ def ece(
       <https://arxiv.org/abs/1706.04599>`_, 2017. Eq. 3.
     """
     _check.labels(labels, logits.shape[:-1])
+    _check.mask("where", where, logits.shape[:-1])
     confidence = jnp.max(jax.nn.softmax(logits), -1).ravel()
     correct = (jnp.argmax(logits, -1) == labels).ravel()
     # Bins are (a, b], as in the paper: a confidence of exactly 1 is in the last.
     which = jnp.clip(jnp.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = jax.ops.segment_sum(correct - confidence, which, bins)
-    return jnp.sum(jnp.abs(gaps)) / confidence.size
+    counts = jnp.ones_like(correct) if where is None else where.ravel()
+    gaps = jax.ops.segment_sum(jnp.where(counts, correct - confidence, 0), which, bins)
+    return jnp.sum(jnp.abs(gaps)) / jnp.maximum(jnp.sum(counts), 1)
 
 
 def cka(

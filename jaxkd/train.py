@@ -1,28 +1,47 @@
-"""From a step to a run: the compiled epoch, several seeds at once, the host's loop.
+"""Training: one verb for everyday use, and the three functions under it.
+
+    run = train.learn(student, images, spec=spec, teacher=(net, variables),
+                      tx=tx, view=view, batch_size=128, epochs=10, test=test_images)
+    run.variables, run.history
+
+`learn` is `distill.distiller`, its `init`, `make_epoch` and `fit` in a row; write them
+out for a loop of your own::
 
     epoch = train.make_epoch(distiller, view=view, batch_size=128)
     state = distiller.init(key, teacher_variables, train.example(resident, view))
     run = train.fit(epoch, state, teacher_variables, resident, key=key, epochs=10)
 
 An epoch is one compiled program over data that lies on the device: it shuffles indices,
-gathers the images, augments them and takes the steps, without coming back to Python.
+gathers the examples, augments them and takes the steps, without returning to Python.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
-from jaxkd import _loop, data, log as logs, mesh as meshes
+from jaxkd import (
+    _loop,
+    data,
+    distill,
+    evaluate as evaluation,
+    log as logs,
+    mesh as meshes,
+)
 from jaxkd.cache import cache_teacher as cache_teacher
+from jaxkd.data import augment
 from jaxkd.data.augment import View
-from jaxkd.distill import Distiller, TrainState
-from jaxkd.types import Batch, Metrics
+from jaxkd.distill import Distiller, Inputs, Spec, Teacher, TrainState
+from jaxkd.models.net import Net
+from jaxkd.types import Batch, Metrics, Params, State
 
+Variables = tuple[Params, State]
 Epoch = Callable[[TrainState, Any, Batch, Array], tuple[TrainState, Metrics]]
 
 
@@ -54,9 +73,10 @@ def make_epoch(
       has one value per step, `[steps]`.
 
     Raises:
-      ValueError: if the mesh cannot share a batch equally; when traced, if the batch is
-        larger than the data, if the view is random while a teacher's stored outputs
-        ("teacher...") lie beside the images, or if an argument is not on the mesh.
+      ValueError: if the mesh cannot share a batch equally; when traced, if the columns
+        of the data differ in length, if the batch is larger than the data, if the view
+        is random while a teacher's stored outputs ("teacher...") lie beside the
+        images, or if an argument is not on the mesh.
     """
     if mesh is not None:
         meshes.check_batch(batch_size, mesh)
@@ -74,7 +94,7 @@ def make_epoch(
             mesh, state=state, teacher_variables=teacher_variables, resident=resident
         )
         order_key, view_key = jax.random.split(key)
-        order = data.epoch(order_key, len(resident["image"]), batch_size)
+        order = data.epoch(order_key, data.count(resident), batch_size)
 
         def step(state: TrainState, now: tuple[Array, Array]) -> tuple:
             indices, key = now
@@ -116,10 +136,10 @@ def over_seeds(epoch: Epoch, *, together: bool = True) -> Epoch:
 
 
 class Run(NamedTuple):
-    """What `fit` gives back.
+    """What a training returns.
 
     Attributes:
-      state: the state after the last epoch.
+      state: the state after the last epoch; of several seeds, stacked.
       history: one row an epoch: the means of the step metrics, the evaluation, seconds.
       interrupted: whether Ctrl-C ended the run before its last epoch.
     """
@@ -127,6 +147,244 @@ class Run(NamedTuple):
     state: TrainState
     history: list[logs.Row]
     interrupted: bool
+
+    @property
+    def variables(self) -> Variables:
+        """The student's `(params, state)`; of several seeds, with a leading axis."""
+        return self.state.student
+
+    def seed(self, i: int) -> Variables:
+        """Return the student's variables of the i-th of several seeds."""
+        return jax.tree.map(lambda leaf: leaf[i], self.state.student)
+
+    def final(self, metric: str = "accuracy") -> np.ndarray:
+        """Return a metric after the last epoch: a scalar, or `[seeds]`."""
+        return np.asarray(self.history[-1][metric])
+
+
+def learn(
+    student: Net | Distiller,
+    examples: data.Dataset | Batch,
+    *,
+    view: View | None = None,
+    batch_size: int,
+    epochs: int,
+    tx: optax.GradientTransformation | None = None,
+    spec: Spec | None = None,
+    teacher: tuple[Net | Teacher, Any] | str | None = None,
+    seeds: int | None = None,
+    key: Array | None = None,
+    start: Variables | None = None,
+    test: data.Dataset | Batch | None = None,
+    test_view: View | None = None,
+    metrics: Mapping[str, evaluation.Metric] | None = None,
+    inputs: Inputs = "image",
+    mesh: Mesh | None = None,
+    together: bool = True,
+    log: logs.Log | None = None,
+    name: str = "train",
+    progress: bool = True,
+) -> Run:
+    """Train a student on an objective, with or without a teacher.
+
+    The whole run is one compilation of `init`, one of the epoch and one of the
+    evaluation. A student's first weights and the order of the data depend on the key
+    alone, so that a baseline and a distilled student of one seed can be compared.
+
+    Args:
+      student: the network; or a Distiller of your own (`schemes`, `prune.fine_tuner`),
+        which brings `spec`, `tx` and `inputs` with it. `teacher` is then
+        `(anything, variables)`, of which only the variables are used.
+      examples: the training data: a `data.Dataset`, or columns with one entry for each
+        example. `"where"` among them masks what counts.
+      view: from the stored examples to what the networks see, e.g.
+        `augment.chain(augment.flip(), augment.to_float())`; None leaves them as they
+        are.
+      batch_size: examples in a step; the last, incomplete batch of an epoch is left
+        out.
+      epochs: how many.
+      tx: the optimiser.
+      spec: the terms of the objective by name; by default cross-entropy with "label".
+      teacher: `(net, variables)`, run live; `(function, variables)` of the type
+        `distill.Teacher`; "cached" if its logits are the column "teacher"; None.
+      seeds: trains so many students, from seeds 0, 1, ..., each with data in an order
+        of its own; results have a leading axis. None is one student, from seed 0.
+      key: in place of `seeds`: one key, or several stacked.
+      start: variables to start from in place of fresh ones, the same for all seeds.
+      test: data to measure on after each epoch.
+      test_view: how it is seen; by default `view`, which must not be random.
+      metrics: what is measured, as in `evaluate.scorer`.
+      inputs: what the networks see of a batch: a field's name, or a function.
+      mesh: trains on all of its devices, e.g. `mesh.make()`.
+      together: trains seeds by `vmap`; else one after another, which is faster for
+        convolutions on a CPU.
+      log: where each epoch's row goes, e.g. `log.start(directory)`.
+      name: of the run, in its rows and beside the progress bar.
+      progress: whether to show a bar, if the output is a terminal.
+
+    Returns:
+      The run: `variables`, `history`, `seed(i)`.
+
+    Raises:
+      ValueError: before training: if columns differ in length, a label has no output,
+        stored bytes reach the network, or networks, spec and data do not fit.
+      FloatingPointError: if a metric is not finite, naming the step and the term.
+      KeyboardInterrupt: after Ctrl-C, when the epoch under way is done.
+    """
+    view = augment.chain() if view is None else view
+    keys = _keys(seeds, key)
+    teach, teacher_variables = _teacher(teacher, inputs)
+    if isinstance(student, Distiller):
+        if not (spec is None and tx is None):
+            raise ValueError("a Distiller has its own spec and tx: leave them out")
+        d, net = student, None
+    elif tx is None:
+        raise ValueError("tx must be an optimiser, e.g. optax.adam(1e-3)")
+    else:
+        spec = distill.labels_only() if spec is None else spec
+        d, net = distill.distiller(student, teach, spec, tx, inputs=inputs), student
+    resident = _columns(examples)
+    score = None
+    if test is not None:
+        if net is None:
+            raise ValueError("test= needs the student's Net; pass evaluate= to fit")
+        score = evaluation.scorer(
+            net,
+            _columns(test),
+            view=_fixed(view if test_view is None else test_view),
+            inputs=inputs,
+            metrics=metrics,
+        )
+    if mesh is not None:
+        everywhere = meshes.replicated(mesh)
+        put = lambda tree: meshes.put(tree, everywhere)
+        resident, teacher_variables = put(resident), put(teacher_variables)
+    batch = example(resident, view)
+    state = _initial(d, keys, teacher_variables, batch, start)
+    _check_fit(net, state, resident, batch, inputs, several=keys.ndim > 0)
+    if mesh is not None:
+        state = meshes.put(state, everywhere)
+    epoch = make_epoch(d, view=view, batch_size=batch_size, mesh=mesh)
+    run = fit(
+        over_seeds(epoch, together=together) if keys.ndim else epoch,
+        state,
+        teacher_variables,
+        resident,
+        key=keys,
+        epochs=epochs,
+        evaluate=score,
+        log=log,
+        name=name,
+        progress=progress,
+    )
+    if run.interrupted:
+        raise KeyboardInterrupt(f"{name}: after epoch {len(run.history)} of {epochs}")
+    return run
+
+
+def _keys(seeds: int | None, key: Array | None) -> Array:
+    if seeds is not None and key is not None:
+        raise ValueError("seeds and key exclude each other, got both")
+    if key is not None:
+        return key
+    if seeds is None:
+        return jax.random.key(0)
+    if seeds < 1:
+        raise ValueError(f"seeds must be >= 1, got {seeds}")
+    return jax.vmap(jax.random.key)(jnp.arange(seeds))
+
+
+def _teacher(teacher: Any, inputs: Inputs) -> tuple[Teacher, Any]:
+    """The teacher and its variables, of what `learn` was given."""
+    if teacher is None:
+        return distill.nobody, None
+    if isinstance(teacher, str) and teacher == "cached":
+        return distill.cached, None
+    if isinstance(teacher, Net) or not isinstance(teacher, tuple) or len(teacher) != 2:
+        raise ValueError(
+            'teacher must be (net, variables), (function, variables), "cached" or '
+            f"None, got {type(teacher).__name__}"
+        )
+    net, variables = teacher
+    return distill.frozen(net, inputs=inputs) if isinstance(
+        net, Net
+    ) else net, variables
+
+
+def _columns(examples: data.Dataset | Batch) -> Batch:
+    if isinstance(examples, data.Dataset):
+        return data.on_device(examples)
+    columns = jax.tree.map(jnp.asarray, dict(examples))
+    data.count(columns)
+    return columns
+
+
+def _fixed(view: View) -> View:
+    if view.random:
+        raise ValueError("test_view must be given and not random where view is random")
+    return view
+
+
+def _initial(
+    d: Distiller, keys: Array, teacher_variables: Any, batch: Batch, start: Any
+) -> TrainState:
+    """The state of one seed, or of several."""
+
+    def init(key: Array, teacher_variables: Any, batch: Batch) -> TrainState:
+        return d.init(key, teacher_variables, batch)
+
+    if keys.ndim:
+        init = jax.vmap(init, in_axes=(0, None, None))
+    state = jax.jit(init)(keys, teacher_variables, batch)
+    if start is None:
+        return state
+    student = jax.tree.map(
+        lambda new, old: jnp.broadcast_to(
+            jnp.asarray(old, new.dtype), new.shape
+        ).copy(),
+        state.student,
+        start,
+    )
+    params = {**state.params, "student": student[0]}
+    return state._replace(params=params, state={**state.state, "student": student[1]})
+
+
+def _check_fit(
+    net: Net | None,
+    state: TrainState,
+    resident: Batch,
+    batch: Batch,
+    inputs: Inputs,
+    *,
+    several: bool,
+) -> None:
+    """Refuse bytes that reach a network, and labels that it has no output for."""
+    if net is None:
+        return
+    seen = distill.select(inputs, batch)
+    if inputs == "image" and jnp.issubdtype(seen.dtype, jnp.integer):
+        raise ValueError(
+            f"the network would see images as stored, {seen.dtype}: pass a view that "
+            "scales them, e.g. view=augment.to_float()"
+        )
+    label = resident.get("label")
+    if label is None or not jnp.issubdtype(label.dtype, jnp.integer):
+        return
+    variables = state.student
+    if several:
+        variables = jax.tree.map(lambda leaf: leaf[0], variables)
+    run = lambda v, x: net.apply(*v, x, train=False)[0].logits
+    classes = jax.eval_shape(run, variables, seen).shape[-1]
+    if "where" in resident:
+        where = distill.fit_mask(resident["where"], label.shape)
+        label = jnp.where(where, label, 0)
+    low, high = int(label.min()), int(label.max())
+    if low < -1 or high >= classes:
+        raise ValueError(
+            f"labels must be in [0, {classes}), the student's outputs, or -1 for an "
+            f"example without one, got {low} to {high}; mask what has no label with a "
+            'boolean column "where"'
+        )
 
 
 def fit(

@@ -1,7 +1,7 @@
 """Data: decoded splits on the host, batches gathered on the device, augmentation."""
 
 from jaxkd.data import augment, decode
-from jaxkd.data.batches import epoch, gather, on_device
+from jaxkd.data.batches import count, epoch, gather, on_device
 from jaxkd.data.dataset import Dataset, channel_statistics, fingerprint, subset
 from jaxkd.data.records import records
 from jaxkd.data.sources import load, names, prepare
@@ -12,6 +12,7 @@ __all__ = [
     "Source",
     "augment",
     "channel_statistics",
+    "count",
     "decode",
     "epoch",
     "fingerprint",

@@ -33,6 +33,22 @@ def on_device(dataset: datasets.Dataset) -> Batch:
     }
 
 
+def count(resident: Batch) -> int:
+    """Return the number of examples: the one length of all columns.
+
+    Raises:
+      ValueError: if there is no column, or columns differ in length, naming them.
+    """
+    lengths = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): len(column)
+        for path, column in jax.tree_util.tree_leaves_with_path(resident)
+    }
+    if len(set(lengths.values())) != 1:
+        got = ", ".join(f"{name} {n}" for name, n in lengths.items()) or "no column"
+        raise ValueError(f"all columns must have one entry for each example, got {got}")
+    return next(iter(lengths.values()))
+
+
 def epoch(key: Array, n: int, batch_size: int) -> Int[Array, "steps batch"]:
     """The shuffled order of an epoch, one row for each step.
 

@@ -1,0 +1,280 @@
+"""`train.learn` on images, tokens, maps, tables, several labels, and with masks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxkd import data, distill, evaluate, losses, models, train
+from jaxkd.types import Outputs
+from tests import toys
+
+RNG = np.random.default_rng(0)
+ADAM = optax.adam(0.02)
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+# --- it is what one writes out ---
+
+
+def test_it_is_distiller_init_make_epoch_and_fit():
+    variables, dataset = toys.teacher_variables(), toys.dataset()
+    tx = optax.sgd(0.05)  # Adam would enlarge the rounding of vanishing gradients
+    run = train.learn(
+        toys.student,
+        dataset,
+        spec=toys.spec,
+        teacher=(toys.teacher, variables),
+        tx=tx,
+        view=toys.view,
+        batch_size=8,
+        epochs=2,
+        seeds=2,
+        test=dataset,
+    )
+    resident = data.on_device(dataset)
+    d = distill.distiller(toys.student, distill.frozen(toys.teacher), toys.spec, tx)
+    key = jax.random.key(1)
+    by_hand = train.fit(
+        train.make_epoch(d, view=toys.view, batch_size=8),
+        jax.jit(d.init)(key, variables, train.example(resident, toys.view)),
+        variables,
+        resident,
+        key=key,
+        epochs=2,
+        evaluate=evaluate.scorer(toys.student, resident, view=toys.view),
+    )
+    jax.tree.map(close, run.seed(1), by_hand.variables)
+    assert len(run.history) == 2
+    for name, value in by_hand.history[-1].items():
+        if name not in ("run", "epoch", "seconds"):
+            close(run.history[-1][name][1], value)
+    close(run.final()[1], by_hand.final())
+
+
+def test_a_cached_teacher_is_a_column():
+    variables, dataset = toys.teacher_variables(), toys.dataset()
+    spec = {"kd": (1.0, distill.on_logits(losses.kd))}
+    how = {"spec": spec, "tx": ADAM, "view": toys.view, "batch_size": 8, "epochs": 2}
+    live = train.learn(toys.student, dataset, teacher=(toys.teacher, variables), **how)
+    logits = train.cache_teacher(
+        distill.frozen(toys.teacher), variables, dataset, view=toys.view
+    )
+    columns = {**data.on_device(dataset), "teacher": logits}
+    cached = train.learn(toys.student, columns, teacher="cached", **how)
+    jax.tree.map(close, live.variables, cached.variables)
+
+
+def test_it_starts_from_what_it_is_given():
+    how = {"tx": ADAM, "view": toys.view, "batch_size": 8}
+    first = train.learn(toys.student, toys.dataset(), epochs=2, **how)
+    run = train.learn(
+        toys.student, toys.dataset(), epochs=0, start=first.variables, seeds=2, **how
+    )
+    jax.tree.map(np.testing.assert_array_equal, run.seed(1), first.variables)
+
+
+# --- what can be trained ---
+
+
+def test_a_causal_language_model_with_padding():
+    ids = (RNG.integers(0, 2, (64, 1)) + np.arange(9)) % 5  # counts upwards, modulo 5
+    columns = {
+        "ids": ids[:, :-1],
+        "label": ids[:, 1:],
+        "where": np.arange(8) < RNG.integers(3, 9, (64, 1)),  # the rest is padding
+    }
+
+    class Model(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(5)(nn.gelu(nn.Dense(self.width)(nn.Embed(5, 8)(x)))), {}
+
+    spec = {"kd": (1.0, distill.on_logits(losses.kd, temperature=2.0))}
+    how = {"tx": ADAM, "batch_size": 16, "inputs": "ids", "test": columns}
+    teacher = models.from_linen(Model(32))
+    taught = train.learn(teacher, columns, epochs=20, **how)
+    student = models.from_linen(Model(4))
+    run = train.learn(
+        student, columns, spec=spec, teacher=(teacher, taught.variables), epochs=40,
+        **how,
+    )  # fmt: skip
+    assert run.final() == 1.0 and taught.final("nll") < run.final("nll") < 0.3
+
+
+def test_a_text_classifier_with_dict_inputs():
+    ids, length = RNG.integers(1, 20, (80, 6)), RNG.integers(2, 7, (80, 1))
+    mask = np.arange(6) < length
+    label = ((ids == 7) & mask).any(1).astype(np.int32)
+    columns = {"ids": ids, "mask": mask, "label": label}
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            words = nn.Dense(16)(nn.Embed(20, 16)(x["ids"]))
+            return nn.Dense(2)(jnp.where(x["mask"][..., None], words, -9).max(1)), {}
+
+    run = train.learn(
+        models.from_linen(Model()), columns, tx=ADAM, batch_size=20, epochs=30,
+        inputs=lambda batch: {"ids": batch["ids"], "mask": batch["mask"]}, test=columns,
+    )  # fmt: skip
+    assert run.final() > 0.95
+
+
+def test_segmentation_with_ignored_pixels():
+    image = RNG.normal(size=(32, 6, 6, 2)).astype(np.float32)
+    label = (image[..., 0] > 0).astype(np.int32)
+    ignored = RNG.random((32, 6, 6)) < 0.3
+    columns = {
+        "image": image,
+        "label": np.where(ignored, 255, label),
+        "where": ~ignored,
+    }
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Conv(2, (1, 1))(nn.relu(nn.Conv(8, (1, 1))(x))), {}
+
+    net = models.from_linen(Model())
+    run = train.learn(net, columns, tx=ADAM, batch_size=8, epochs=20, test=columns)
+    assert run.final() > 0.95
+
+
+def test_several_labels_at_once():
+    x = RNG.normal(size=(96, 4)).astype(np.float32)
+    columns = {"x": x, "label": (x > 0).astype(np.float32)}  # four yes-or-no questions
+    teacher = (lambda variables, batch: Outputs(6 * batch["x"], {}), None)
+    spec = {
+        "bce": (0.5, distill.on_labels(optax.sigmoid_binary_cross_entropy)),
+        "kd": (0.5, distill.on_logits(losses.binary_kd)),
+    }
+    exact = lambda logits, labels: jnp.mean(((logits > 0) == labels).all(-1))
+    run = train.learn(
+        models.mlp([16], classes=4), columns, spec=spec, teacher=teacher, tx=ADAM,
+        batch_size=32, epochs=30, inputs="x", test=columns, metrics={"exact": exact},
+    )  # fmt: skip
+    assert run.final("exact") > 0.9
+
+
+def test_regression_on_a_table_of_floats():
+    x = RNG.normal(size=(128, 3)).astype(np.float32)
+    columns = {"x": x, "label": x @ np.float32([[1.0], [-2.0], [0.5]])}
+    mse = lambda outputs, target: jnp.mean((outputs - target) ** 2, -1)
+    run = train.learn(
+        models.mlp([16], classes=1), columns, tx=ADAM, batch_size=32, epochs=40,
+        inputs="x", spec={"mse": (1.0, distill.on_labels(mse))}, test=columns,
+        metrics={"mse": lambda outputs, target: mse(outputs, target).mean()},
+    )  # fmt: skip
+    assert run.final("mse") < 0.05 * np.var(columns["label"])
+
+
+# --- masks ---
+
+
+def test_what_is_masked_changes_nothing():
+    """A masked example is as good as absent, whatever it holds."""
+    dataset = toys.dataset()
+    whole = data.on_device(dataset)
+    where = np.arange(40) % 4 > 0
+    kd = {"kd": (1.0, distill.on_logits(losses.kd)), **distill.labels_only()}
+    how = {"spec": kd, "tx": optax.sgd(0.05), "view": toys.view, "batch_size": 40}
+    net = models.mlp([6], classes=5)
+    teacher = (net, jax.jit(net.init)(jax.random.key(3), jnp.zeros((2, 4, 4, 3))))
+    masked = {**whole, "where": jnp.asarray(where)}
+    masked["label"] = jnp.where(where, masked["label"], 0)
+    masked["image"] = jnp.where(where[:, None, None, None], masked["image"], 255)
+    found = train.learn(net, masked, teacher=teacher, epochs=3, **how)
+    fewer = jax.tree.map(lambda column: column[where], whole)
+    how["batch_size"] = 30
+    expected = train.learn(net, fewer, teacher=teacher, epochs=3, **how)
+    jax.tree.map(close, found.variables, expected.variables)
+    close(found.final("loss"), expected.final("loss"))
+    score = lambda columns: evaluate.scorer(net, columns, view=toys.view)(found.state)
+    jax.tree.map(close, score(masked), score(fewer))
+
+
+@pytest.mark.parametrize(
+    ("where", "shape", "expected"),
+    [
+        ([True, False], (2,), [True, False]),
+        ([[True, False], [False, False]], (2,), [True, False]),
+        ([True, False], (2, 2), [[True, True], [False, False]]),
+    ],
+)
+def test_a_mask_fits_losses_of_examples_and_of_tokens(where, shape, expected):
+    found = distill.fit_mask(jnp.array(where), shape)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_mean_over_nothing_is_zero_and_has_no_gradient():
+    mean = lambda loss: distill.batch_mean(loss, {"where": jnp.zeros(3, bool)})
+    value, gradient = jax.value_and_grad(mean)(jnp.array([1.0, jnp.inf, jnp.nan]))
+    assert value == 0 and (gradient == 0).all()
+
+
+def test_the_first_step_that_is_wrong_is_reported_and_of_it_the_term():
+    from jaxkd import _loop
+
+    values = {
+        "loss": np.array([np.nan, np.nan]),
+        "loss/ce": np.array([1.0, np.nan]),
+        "loss/kd": np.array([np.nan, 1.0]),
+    }
+    with pytest.raises(FloatingPointError, match="run: loss/kd is nan at step 4;"):
+        _loop.check_finite(values, first_step=4, name="run")
+
+
+# --- bad input ---
+
+
+def learn(net=toys.student, columns=None, **how):
+    columns = toys.dataset() if columns is None else columns
+    how = {"tx": ADAM, "view": toys.view, "batch_size": 8, "epochs": 1, **how}
+    return train.learn(net, columns, **how)
+
+
+def with_column(name, column):
+    return {**data.on_device(toys.dataset()), name: column}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: learn(
+                columns=with_column("teacher", np.zeros((60, 5))), teacher="cached"
+            ),
+            r"one entry for each example, got .*teacher 60",
+        ),
+        (
+            lambda: learn(columns=with_column("label", np.full(40, 255))),
+            r"labels must be in \[0, 5\), .* got 255 to 255",
+        ),
+        (
+            lambda: learn(columns=with_column("label", np.full(40, -100))),
+            "got -100 to -100",
+        ),
+        (lambda: learn(models.mlp([4], classes=3)), r"in \[0, 3\).* got 0 to 4"),
+        (lambda: learn(view=None), "view=augment.to_float"),
+        (lambda: learn(inputs="ids"), "no field 'ids', only .*pass inputs="),
+        (lambda: learn(teacher=toys.teacher), "teacher must be .net, variables."),
+        (lambda: learn(seeds=2, key=jax.random.key(0)), "exclude each other"),
+        (lambda: learn(tx=None), "tx must be an optimiser"),
+        (
+            lambda: learn(columns=with_column("where", np.ones(40))),
+            "must be boolean",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
