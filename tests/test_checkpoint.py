@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import checkpoint
+from jaxkd import checkpoint, store
 
 
 def state(seed=0):
@@ -78,7 +78,7 @@ def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
         pathlib.Path(where).mkdir()
         raise RuntimeError("no space left on device")
 
-    monkeypatch.setattr(checkpoint.trees, "save", full)
+    monkeypatch.setattr(checkpoint.trees, "save_data", full)
     with pytest.raises(OSError, match="could not be written.*no space left"):
         checkpoint.write(path, state(1), {"n": 1})
     assert checkpoint.read(path).meta == {"n": 0}
@@ -99,6 +99,85 @@ def test_the_newest_whole_one_is_found_with_a_warning_for_others(tmp_path):
     )
     assert odd.meta["step"] == 1
     assert checkpoint.newest(tmp_path / "none", pytest.fail) is None
+
+
+def test_a_refused_rename_loses_neither_the_old_nor_the_directory(
+    tmp_path, monkeypatch
+):
+    path, real = tmp_path / "final", store.os.rename
+    checkpoint.write(path, {"a": np.zeros(3)}, {"n": 1})
+
+    def refuse(source, target):
+        if pathlib.Path(target) == path:
+            raise OSError("rename refused")
+        real(source, target)
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="refused"):
+        broken.setattr(store.os, "rename", refuse)
+        checkpoint.write(path, {"a": np.ones(3)}, {"n": 2})
+    assert checkpoint.read(path).meta == {"n": 1}  # it is looked for where it was put
+    checkpoint.write(path, {"a": np.ones(3)}, {"n": 3})
+    assert checkpoint.read(path).meta == {"n": 3}
+    assert [p.name for p in tmp_path.iterdir()] == ["final"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: checkpoint.save(path, {"a": np.ones(3)}),
+        lambda path: checkpoint.write(path, {"a": np.ones(3)}, {}),
+    ],
+)
+def test_a_directory_of_others_is_never_replaced(tmp_path, write):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="thesis was not written by jaxkd"):
+        write(tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file was not written by jaxkd"):
+        write(tmp_path / "file")
+    for _ in range(2):
+        write(tmp_path / "new")
+    np.testing.assert_array_equal(checkpoint.load(tmp_path / "new")["a"], np.ones(3))
+
+
+def test_folders_of_others_are_no_checkpoints(tmp_path):
+    for name in ("2023", "2024", "000007", "²"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.jpg").write_text("years of work")
+    with checkpoint.writer(tmp_path, keep=1) as saving:
+        for step in (1, 2):
+            saving.save(step, {"a": np.ones(3)}, {})
+            saving.wait()
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["000002", "000007", "2023", "2024", "²"]
+    assert checkpoint.newest(tmp_path, pytest.fail).meta["step"] == 2
+    checkpoint.remove_after(tmp_path, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == left[1:]
+    assert checkpoint.newest(tmp_path, pytest.fail) is None
+
+
+@pytest.mark.bad_input
+def test_loading_checks_every_byte_and_refuses_what_is_no_checkpoint(tmp_path):
+    checkpoint.save(tmp_path / "a", {"a": np.arange(100.0)})
+    file = max((tmp_path / "a" / "data").rglob("d/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"a is damaged: .*{file.name} has changed"):
+        checkpoint.load(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ValueError, match="b is no checkpoint: it has no jaxkd.json"):
+        checkpoint.load(tmp_path / "b")
+
+
+def test_what_orbax_alone_wrote_is_read(tmp_path):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as theirs:
+        theirs.save(tmp_path / "a", {"a": np.arange(3.0)})
+    np.testing.assert_array_equal(checkpoint.load(tmp_path / "a")["a"], np.arange(3.0))
 
 
 @pytest.mark.bad_input
@@ -168,14 +247,14 @@ def test_what_is_saved_is_the_state_at_the_call(tmp_path):
 
 
 def test_a_failure_is_told_once_and_earlier_ones_stay(tmp_path, monkeypatch):
-    real = checkpoint.save
+    real = checkpoint.trees.save_data
 
     def full(path, tree):
         if int(tree["a"][0]) == 2:
             raise OSError(28, "No space left on device")
         real(path, tree)
 
-    monkeypatch.setattr(checkpoint.trees, "save", full)
+    monkeypatch.setattr(checkpoint.trees, "save_data", full)
     with (
         pytest.raises(OSError, match="No space left"),
         checkpoint.writer(tmp_path, keep=2) as saving,

@@ -1,8 +1,8 @@
-"""Trees of arrays on disk, through orbax.
+"""Trees of arrays on disk, through orbax, with the checksum of every file.
 
-`save` and `load` keep a tree. `write` and `read` keep a tree with notes and the sha256
-of every file, so that one that is not whole is found out; `writer` does so beside a
-training, which does not wait for it::
+`save` and `load` keep a tree; `write` and `read` keep a tree with notes. Both refuse
+what was changed on the disk, and replace only directories that they wrote (see
+`jaxkd.store`). `writer` writes beside a training, which does not wait for it::
 
     with checkpoint.writer(folder, keep=2) as saving:
         for epoch in range(epochs):
@@ -21,7 +21,7 @@ the same. `save` and `write` are for one process, and for whole arrays::
 A file does not know how many processes there were: any other number can go on from it.
 """
 
-from jaxkd.checkpoint.folders import newest
+from jaxkd.checkpoint.folders import newest, remove_after
 from jaxkd.checkpoint.trees import as_dicts, like, load, save
 from jaxkd.checkpoint.whole import Checkpoint, damage, read, write
 from jaxkd.checkpoint.writing import Writer, writer
@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "newest",
     "read",
+    "remove_after",
     "save",
     "write",
     "writer",

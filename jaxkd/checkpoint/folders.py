@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxkd import store
 from jaxkd.checkpoint import whole
 
 
@@ -20,10 +20,11 @@ def at(folder: str | os.PathLike, step: int) -> pathlib.Path:
 
 
 def steps(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The checkpoints of a folder, in the order of their steps."""
+    """The checkpoints of a folder, in the order of their steps; no other directory."""
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()]
+    named = [p for p in folder.iterdir() if p.name.isascii() and p.name.isdecimal()]
+    found = [p for p in named if p == at(folder, int(p.name)) and store.is_ours(p)]
     return sorted(found, key=lambda path: int(path.name))
 
 
@@ -89,8 +90,11 @@ def clean(folder: pathlib.Path, keep: int, best: bool) -> None:
     if best and scores:
         kept.add(max(scores, key=scores.__getitem__))  # the first of several
     for path in set(found) - kept:
-        # Renamed first: removing takes several steps, and none may look whole.
-        gone = path.with_name(f"{whole.PARTIAL}{path.name}")
-        shutil.rmtree(gone, ignore_errors=True)
-        os.rename(path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        store.remove_dir(path)
+
+
+def remove_after(folder: str | os.PathLike, step: int) -> None:
+    """Remove the checkpoints of later steps, of a run that resumes at `step`."""
+    for path in steps(pathlib.Path(folder)):
+        if int(path.name) > step:
+            store.remove_dir(path)

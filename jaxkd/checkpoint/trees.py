@@ -2,29 +2,35 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import _tree
+from jaxkd import _tree, store
+
+DATA = "data"
+ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")  # one or both, by its version
 
 
 def save(path: str | os.PathLike, tree: Any) -> None:
-    """Writes a tree of arrays into the directory `path`, whole or not at all.
+    """Write a tree of arrays into the directory `path`, whole or not at all.
 
     Args:
-      path: the directory; replaced if it is there.
+      path: the directory; a checkpoint or an empty directory there is replaced.
       tree: nested dicts, tuples and lists of arrays.
+
+    Raises:
+      ValueError: if something else is at `path`.
+      OSError: if it cannot be written; what was there before stays.
     """
-    with _orbax() as checkpointer:
-        checkpointer.save(pathlib.Path(path).absolute(), tree, force=True)
+    write_dir(path, lambda folder: save_data(folder / DATA, tree))
 
 
 def load(path: str | os.PathLike, like: Any = None) -> Any:
-    """Reads what `save` wrote.
+    """Read the tree that `save` or `write` wrote, or a plain orbax checkpoint.
 
     Args:
       path: the directory.
@@ -34,13 +40,48 @@ def load(path: str | os.PathLike, like: Any = None) -> Any:
 
     Raises:
       FileNotFoundError: if there is no checkpoint at `path`.
-      ValueError: if `like` has another structure or other shapes.
+      ValueError: if it is damaged, or `like` has another structure or other shapes.
     """
-    import orbax.checkpoint as ocp
-
     path = pathlib.Path(path).absolute()
+    store.recover(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    if not store.is_ours(path):
+        if not any((path / name).exists() for name in ORBAX):
+            raise ValueError(
+                f"{path} is no checkpoint: it has no {store.MANIFEST}, and none of "
+                f"orbax's {', '.join(ORBAX)}"
+            )
+        return load_data(path, like)
+    if problem := store.damage(path):
+        raise ValueError(f"{path} is damaged: {problem}")
+    return load_data(path / DATA, like)
+
+
+def write_dir(path: str | os.PathLike, fill: Callable[[pathlib.Path], None]) -> None:
+    """`store.write_dir`, with tensorstore's errors, of a full disk, as OSErrors."""
+
+    def fill_or_oserror(folder: pathlib.Path) -> None:
+        try:
+            fill(folder)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+    store.write_dir(path, fill_or_oserror)
+
+
+def save_data(path: pathlib.Path, tree: Any) -> None:
+    """Write a tree as orbax does, into a new directory."""
+    with _orbax() as checkpointer:
+        checkpointer.save(path, tree)
+
+
+def load_data(path: pathlib.Path, like: Any = None) -> Any:
+    """Read a tree that orbax wrote."""
+    import orbax.checkpoint as ocp
+
     abstract = (
         None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     )

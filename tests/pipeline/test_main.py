@@ -184,7 +184,7 @@ def test_what_stops_a_run_has_code_1_and_says_how_to_go_on(
     def full(path, tree):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.trees, "save", full)
+    monkeypatch.setattr(checkpoint.trees, "save_data", full)
     code, _, err = said(capsys, "run", path, "--to", tmp_path / "full")
     assert code == 1 and "No space left" in err
 

@@ -171,11 +171,11 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
             raise OSError(28, "No space left on device")
         real(path, tree)
 
-    monkeypatch.setattr(checkpoint.trees, "save", full)
+    monkeypatch.setattr(checkpoint.trees, "save_data", full)
     with pytest.raises(OSError, match="No space left"):
         runs.start(config, tmp_path / "run")
     assert [r["stage"] for r in read(tmp_path / "run")["rows"]] == small.STAGES[:5]
-    monkeypatch.setattr(checkpoint.trees, "save", real)
+    monkeypatch.setattr(checkpoint.trees, "save_data", real)
     runs.resume(tmp_path / "run")
     assert_same(tmp_path / "run", whole)
 
