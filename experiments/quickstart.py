@@ -15,22 +15,23 @@ It prints a table, and writes `report.md`, `curves.png` and the trained networks
 """
 
 import dataclasses
-from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import optax
 import tyro
 
-from experiments import _outcome as outcome, _pair as pair
-from jaxkd import data, distill, log, models
+from experiments import common
+from jaxkd import data, distill, losses, models, report, train
 from jaxkd.data import augment
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     """Every field can be given on the command line."""
 
-    few_images: int = 100  # what the student sees in the first regime
     seeds: int = 5
+    few_images: int = 100  # what the student sees in the first regime
     temperature: float = 4.0
     hard_weight: float = 0.1  # of the labels
     soft_weight: float = 0.9  # of the teacher
@@ -39,64 +40,86 @@ class Config:
     student_width: int = 32  # hidden units of the student, an MLP
     learning_rate: float = 1e-3
     batch_size: int = 50
-    out: str = "runs"
 
 
 def main(config: Config) -> dict[str, float]:
-    """Runs the experiment; returns the mean accuracies by name."""
-    directory = outcome.run_directory(config.out, "quickstart")
-    write = log.start(directory, config)
-    test, everything = data.load("digits", "test"), data.load("digits", "train")
+    """Run the experiment; return the mean accuracies by name."""
+    images, test = common.load(config, "digits")
+    with common.refusing("few_images"):
+        few = data.subset(images, config.few_images, seed=0)
     view = augment.chain(
-        augment.to_float(), augment.normalise(*data.channel_statistics(everything))
+        augment.to_float(), augment.normalise(*data.channel_statistics(images))
     )
-    tx = optax.adam(config.learning_rate)
-    trainer = pair.Trainer(tx, config.batch_size, write, directory)
-
     teacher = models.cnn(**models.CNNS["digits_teacher"])
-    student = models.mlp([config.student_width], classes=test.num_classes)
-    with pair.refusing("few_images"):
-        subset = data.subset(everything, config.few_images, seed=0)
-    few = pair.task(subset, test, view)
-    full, spec = pair.task(everything, test, view), pair.kd_spec(config)
-    trainer.rehearse(teacher, student, few, spec)
+    student = models.mlp([config.student_width], classes=10)
+    spec: distill.Spec = {
+        "ce": (config.hard_weight, distill.on_labels(distill.cross_entropy)),
+        "kd": (
+            config.soft_weight,
+            distill.on_logits(losses.kd, temperature=config.temperature),
+        ),
+    }
+    how = {
+        "tx": optax.adam(config.learning_rate),
+        "view": view,
+        "batch_size": config.batch_size,
+    }
+    common.rehearse(student, few, teacher, spec=spec, **how)
+    directory, log = common.start("quickstart", config)
+    how |= {"test": data.on_device(test), "log": log}
 
-    taught = trainer("teacher", teacher, full, seeds=1, epochs=config.teacher_epochs)
-    variables = outcome.first(taught)
-    costs = outcome.costs(teacher, variables, test, view)
-    rows = [outcome.row("teacher", taught, costs)]
-    results = {"teacher": float(outcome.final(taught).mean())}
-    panels, sentences = {}, []
-    for task in (few, full):
-        n = len(task.train.images)
-        regime = f"{n:,} images"
-        epochs = -(-config.student_steps * config.batch_size // n)
-        budget: dict[str, Any] = {"seeds": config.seeds, "epochs": epochs}
-        alone = trainer(f"alone, {n} images", student, task, **budget)
-        distilled = trainer(
-            f"distilled, {n} images",
-            student,
-            pair.with_cached_teacher(task, teacher, variables),
-            spec=spec,
-            teacher=distill.cached,
-            **budget,
-        )
-        costs = outcome.costs(student, outcome.first(alone), test, view)
-        for label, run in {"alone": alone, "distilled": distilled}.items():
-            rows.append(outcome.row(f"student {label}, {regime}", run, costs))
-            results[f"{label}, {regime}"] = float(outcome.final(run).mean())
-        panels[f"student with {regime}"] = {
-            "alone": outcome.curve(alone),
-            "distilled": outcome.curve(distilled),
-        }
-        sentences.append(f"{regime}: {outcome.gain_sentence(distilled, alone)}")
-    sentences.append(
-        f"The teacher has seen all {len(everything.images):,} images: what it passes "
-        f"on to a student with {len(few.train.images)} is not a gain at equal data."
+    epochs = config.teacher_epochs
+    taught = common.learn(
+        directory / "teacher", teacher, images, epochs=epochs, seeds=1, **how
     )
-    title = f"quickstart: optical digits, {len(test.images)} test images"
-    outcome.write_report(directory, title, rows, panels, sentences)
-    return results
+    runs, notes, panels = {"teacher": taught}, [], {}
+    for seen in (few, images):
+        n = len(seen.images)
+        logits = train.cache_teacher(
+            distill.frozen(teacher), taught.seed(0), seen, view=view
+        )
+        how["seeds"] = config.seeds
+        how["epochs"] = -(-config.student_steps * config.batch_size // n)
+        alone = common.learn(directory / f"alone_{n}", student, seen, **how)
+        distilled = common.learn(
+            directory / f"distilled_{n}",
+            student,
+            {**data.on_device(seen), "teacher": jnp.asarray(logits)},
+            spec=spec,
+            teacher="cached",
+            **how,
+        )
+        runs[f"alone, {n:,} images"] = alone
+        runs[f"distilled, {n:,} images"] = distilled
+        change = common.gain_sentence(distilled.final(), alone.final())
+        notes.append(f"{n:,} images: {change}")
+        panels[f"student with {n:,} images"] = {
+            label: 100 * np.array([row["accuracy"] for row in run.history])
+            for label, run in {"alone": alone, "distilled": distilled}.items()
+        }
+    notes.append(
+        f"The teacher has seen all {len(images.images):,} images: what it passes on to "
+        f"a student with {len(few.images)} is not a gain at equal data."
+    )
+
+    report.curves(directory / "curves.png", panels, y_label="test accuracy, %")
+    rows = [
+        {
+            "network": name if name == "teacher" else f"student {name}",
+            "test accuracy %": report.mean_sd(run.final(), scale=100),
+            **common.costs(
+                teacher if name == "teacher" else student, run.seed(0), test, view
+            ),
+        }
+        for name, run in runs.items()
+    ]
+    common.write_report(
+        directory,
+        f"quickstart: optical digits, {len(test.images)} {test.split} images",
+        {"Accuracy after the last epoch, mean ± standard deviation over seeds": rows},
+        notes,
+    )
+    return {name: float(run.final().mean()) for name, run in runs.items()}
 
 
 if __name__ == "__main__":

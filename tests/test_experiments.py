@@ -2,14 +2,11 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
-from experiments import cifar10_cnn, mnist_mlp, quickstart
+from experiments import cifar10_cnn, mnist_mlp
 
-ROOT = pathlib.Path(__file__).parents[1]
 ARCHIVES = os.environ.get("JAXKD_ARCHIVES")
 needs_archives = pytest.mark.skipif(
     not ARCHIVES, reason="JAXKD_ARCHIVES names no folder of the official archives"
@@ -33,32 +30,6 @@ def whole(directory: pathlib.Path) -> None:
 def only(directory: pathlib.Path) -> pathlib.Path:
     (found,) = directory.iterdir()
     return found
-
-
-def test_quickstart_in_short_leaves_its_report(tmp_path, capsys):
-    config = quickstart.Config(
-        seeds=2, teacher_epochs=4, student_steps=30, out=str(tmp_path)
-    )
-    results = quickstart.main(config)
-    chance = 0.1
-    assert results["teacher"] > 3 * chance
-    assert results["distilled, 100 images"] > chance < results["alone, 100 images"]
-    whole(only(tmp_path / "quickstart"))
-    printed = capsys.readouterr().out
-    assert "student distilled, 1,297 images" in printed
-    assert "not a gain at equal data" in printed
-
-
-@pytest.mark.slow
-def test_quickstart_at_full_size_gains_three_standard_errors(tmp_path, capsys):
-    results = quickstart.main(quickstart.Config(out=str(tmp_path)))
-    assert results["teacher"] > 0.95
-    assert results["distilled, 100 images"] > results["alone, 100 images"]
-    sentence = next(
-        line for line in capsys.readouterr().out.splitlines() if "100 images: " in line
-    )
-    gain, error = sentence.split("by ")[1].split(" points")[0].split(" ± ")
-    assert float(gain) > 3 * float(error)
 
 
 @needs_archives
@@ -95,42 +66,6 @@ def test_cifar10_cnn(tmp_path):
     )
     assert min(results.values()) > 0.1
     whole(only(tmp_path / "cifar10_cnn"))
-
-
-def command(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True
-    )
-
-
-def test_help_shows_the_defaults():
-    shown = command("experiments.quickstart", "--help")
-    assert shown.returncode == 0
-    assert "--few-images" in shown.stdout and "100" in shown.stdout
-
-
-@pytest.mark.bad_input
-def test_a_misspelt_field_is_told_its_neighbour():
-    shown = command("experiments.quickstart", "--temprature", "2")
-    assert shown.returncode == 2
-    assert "--temperature" in shown.stdout + shown.stderr
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),
-        ({"few_images": 20}, "batch_size must be at most n = 20 examples, got 50"),
-        ({"few_images": 9999}, "n must be at most the 1297 examples"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_a_teacher_is_trained(
-    tmp_path, wrong, message
-):
-    config = quickstart.Config(**wrong, teacher_epochs=10**9, out=str(tmp_path))
-    with pytest.raises(SystemExit, match=message):
-        quickstart.main(config)
 
 
 @pytest.mark.bad_input
