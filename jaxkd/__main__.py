@@ -165,10 +165,10 @@ def _run(asked: argparse.Namespace, began: list[str]) -> None:
     from jaxkd.pipeline import reading
 
     config = reading.load(asked.config, asked.set)  # first: JAX takes a second to load
-    from jaxkd.pipeline import run
+    from jaxkd.pipeline import run, tools
 
     if asked.check:
-        run.rehearse(config, run.worlds.make(config.data))
+        tools.check(config, asked.to)
         print("all checks passed; nothing was run")
         return
 

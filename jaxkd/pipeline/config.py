@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 
 Pattern = tuple[str, ...]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}\Z"  # what may be the name of a file
 Weight = Annotated[float, Meta(ge=-1e6, le=1e6)]
 
 
@@ -110,7 +111,7 @@ class Optimizer(Value, frozen=True, kw_only=True):
     """What moves the parameters."""
 
     kind: Annotated[Literal["adam", "adamw", "sgd"], _text("which")] = "adam"
-    rate: Annotated[float, Meta(description="learning rate", gt=0, le=1e3)] = 1e-3
+    rate: Annotated[float, Meta(description="learning rate", ge=1e-12, le=1e3)] = 1e-3
     momentum: Annotated[float, Meta(description="of sgd", ge=0, lt=1)] = 0.9
     nesterov: Annotated[bool, _text("of sgd")] = False
     weight_decay: Annotated[float, Meta(ge=0, le=10)] = 0.0
@@ -135,7 +136,7 @@ class Schedule(Value, frozen=True, kw_only=True):
         tuple[Annotated[float, Meta(gt=0, lt=1)], ...],
         Meta(description="steps: where, as shares of the stage", max_length=64),
     ] = (0.625, 0.75, 0.875)
-    factor: Annotated[float, Meta(description="steps: at each", gt=0, le=1)] = 0.1
+    factor: Annotated[float, Meta(description="steps: at each", ge=1e-6, le=1)] = 0.1
 
 
 class Ramp(Value, frozen=True, kw_only=True):
@@ -158,7 +159,7 @@ class Stage(Value, frozen=True, kw_only=True):
         str,
         Meta(
             description="unique; empty: the kind, numbered if need be",
-            pattern=r"^[\w.+-]{0,60}\Z",
+            pattern=rf"{NAME}|^\Z",
         ),
     ] = ""
     model: Annotated[str, _text("which model it changes")] = "student"
@@ -186,7 +187,7 @@ class Taught(Training, frozen=True, kw_only=True):
         str, _text("the model that teaches; empty: the labels alone")
     ] = ""
     temperature: Annotated[
-        float, Meta(description="of each loss that has one", gt=0, le=1e4)
+        float, Meta(description="of each loss that has one", ge=1e-3, le=1e4)
     ] = 4.0
     losses: Annotated[
         Losses,
@@ -243,14 +244,14 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
     cost: Annotated[Literal["macs", "parameters", "bytes"], _text("what falls")] = (
         "macs"
     )
-    ratio: Annotated[float, Meta(description="by what share it falls", gt=0, lt=1)] = (
-        0.5
-    )
+    ratio: Annotated[
+        float, Meta(description="by what share it falls", ge=1e-3, lt=1)
+    ] = 0.5
     round_to: Annotated[int, _whole("widths are multiples of this", 1, 1024)] = 8
     include: Annotated[Pattern, _text("patterns of layers; empty: all")] = ()
     exclude: Annotated[Pattern, _text("patterns of layers that stay")] = ()
     step: Annotated[
-        float, Meta(description="sensitivity, search: grid of ratios", gt=0, lt=1)
+        float, Meta(description="sensitivity, search: grid of ratios", ge=1e-3, lt=1)
     ] = 0.1
     candidates: Annotated[int, _whole("search: how many are measured", 1, 10**6)] = 100
     recalibrate: Annotated[
@@ -271,7 +272,8 @@ class Quantize(Taught, frozen=True, kw_only=True, tag="quantize", tag_field="kin
     weights: Annotated[int, _whole("bits", 2, 8)] = 8
     activations: Annotated[int, _whole("bits", 2, 8)] = 8
     activation: Annotated[
-        Literal["static", "dynamic", "float"], _text("how ranges are had")
+        Literal["static", "dynamic", "float"],
+        _text("how the ranges of activations are determined"),
     ] = "static"
     per_channel: Annotated[bool, _text("a scale for each output channel")] = True
     symmetric: Annotated[bool, _text("activations about 0")] = False
@@ -327,7 +329,7 @@ class Config(Value, frozen=True, kw_only=True):
 
     name: Annotated[
         str,
-        Meta(description="of its directory", pattern=r"^[A-Za-z0-9][\w.+-]{0,99}\Z"),
+        Meta(description="of its directory", pattern=NAME),
     ] = "run"
     seed: Annotated[int, _whole("of weights, order and augmentation", 0, 2**31 - 1)] = 0
     out: Annotated[str, _text("where run directories are made")] = "runs"

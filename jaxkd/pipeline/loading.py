@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from jaxkd import _tree, checkpoint, train
-from jaxkd.pipeline import networks, state
+from jaxkd._text import alternatives
+from jaxkd.pipeline import directory, memory, networks, state
 from jaxkd.pipeline.config import Config, Space
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.world import World
@@ -39,7 +40,7 @@ def models(config: Config, world: World) -> dict[str, Held]:
 def _own(held: Held, world: World):
     """Shapes of the variables that the network makes."""
     batch = jax.eval_shape(lambda r: train.example(r, world.plain), world.resident)
-    return jax.eval_shape(held.net.init, jax.random.key(0), batch["image"])
+    return memory.traced(held.net.init, jax.random.key(0), batch["image"])
 
 
 def loaded(config: Config, name: str, weights: str, world: World) -> Held:
@@ -49,6 +50,13 @@ def loaded(config: Config, name: str, weights: str, world: World) -> Held:
     quantized.
     """
     folder = pathlib.Path(weights).expanduser()
+    if (folder / directory.CONFIG).is_file():
+        there = sorted(p.stem for p in (folder / "models").glob("*.json"))
+        raise ValueError(
+            f"weights: {folder} is a run; give the folder of one of its models, "
+            f"{folder / 'models' / (there[0] if there else 'NAME')}"
+            f"{alternatives('', there)}"
+        )
     tree = checkpoint.load(folder)
     if not isinstance(tree, dict) or "params" not in tree:
         raise ValueError(f"weights: {folder} holds no 'params'")

@@ -1,7 +1,7 @@
 """Losses by their names: from a stage's tables to a `distill.Spec`."""
 
 import inspect
-import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,10 +13,14 @@ import optax
 
 from jaxkd import distill, losses, terms
 from jaxkd._text import alternatives
-from jaxkd.pipeline.config import Losses, Ramp
+from jaxkd.pipeline import schema
+from jaxkd.pipeline.config import NAME, Losses, Ramp, Weight
 
 Knobs = dict[str, Any]
 OWN = ("loss", "weight")
+MOST = 10**6  # of a knob that is a whole number: it may be an axis, or counts a loop
+SIZE = 1e-6, 1e6  # of a knob that is another number, if it is not 0
+TEMPERATURE = 1e-3, 1e4
 NOT_HERE = ("where", "class_mask", "adapter", "index", "labels", "weights")
 
 # What needs more than a configuration can say: arrays of the teacher, another network,
@@ -107,8 +111,11 @@ def check(table: Losses, temperature: float, *, teacher: str) -> None:
     known = kinds()
     for name, entry in table.items():
         here = f"losses.{name}"
-        if "/" in name or not name:
-            raise ValueError(f"{here}: a name must not be empty or hold a /")
+        if not re.match(NAME, name):
+            raise ValueError(
+                f"losses.{name!r}: a name is letters, digits and . _ + -, beginning "
+                "with a letter or a digit, at most 60"
+            )
         kind = _kind(known, entry.get("loss", name), here)
         if kind.taught and not teacher:
             raise ValueError(f"{here}: compares with a teacher, but none is named")
@@ -122,6 +129,16 @@ def check(table: Losses, temperature: float, *, teacher: str) -> None:
             text = str(error.args[0]) if error.args else str(error)
             prefix = "" if text.startswith("losses.") else f"{here}: "
             raise ValueError(f"{prefix}{text}") from error
+    if not any(_weighs(entry) for entry in table.values()):
+        raise ValueError("losses: every weight is 0; there is nothing to minimise")
+
+
+def _weighs(entry: Mapping[str, Any]) -> bool:
+    weight = entry.get("weight", 1.0)
+    if not isinstance(weight, dict):
+        return bool(weight)
+    ramp = msgspec.convert(weight, Ramp)
+    return bool(ramp.start or ramp.end)
 
 
 def _kind(known: dict[str, Kind], name: Any, here: str) -> Kind:
@@ -159,7 +176,9 @@ def _check_knobs(kind: Kind, knobs: Knobs, here: str) -> None:
             raise ValueError(f"{here}.{name}: no such key{hint}")
         wanted = _wanted(name, accepted.get(name))
         if not _fits(value, wanted):
-            raise ValueError(f"{here}.{name}: must be {wanted}, got {value!r}")
+            raise ValueError(
+                f"{here}.{name}: must be {wanted}, got {schema.shown(value)}"
+            )
     for name, parameter in accepted.items():
         if parameter.default is parameter.empty and name not in knobs:
             wanted = _wanted(name, parameter)
@@ -168,9 +187,13 @@ def _check_knobs(kind: Kind, knobs: Knobs, here: str) -> None:
 
 PAIRS = 'a tap, a list of taps, or a table {student tap = "teacher tap"}'
 LAYERS = 'a list of pairs of taps, [["stem", "stage1"], ...]'
+WHOLE = f"a whole number >= 1 and <= {MOST}"
+NUMBER = f"a number that is 0 or {SIZE[0]:g} to {SIZE[1]:g} in size"
+WARMTH = f"a number >= {TEMPERATURE[0]:g} and <= {TEMPERATURE[1]:g}"
 
 
 def _wanted(name: str, parameter: inspect.Parameter | None) -> str:
+    """What a knob must be, told by its name and its default."""
     if name in ("pair", "pairs"):
         return PAIRS
     if name in ("layers", "teacher_layers") or parameter is None:
@@ -179,26 +202,29 @@ def _wanted(name: str, parameter: inspect.Parameter | None) -> str:
     if isinstance(default, bool):
         return "true or false"
     if isinstance(default, tuple):
-        return "a list of numbers"
+        whole = all(isinstance(number, int) for number in default)
+        return f"a list of numbers, each {WHOLE if whole else WARMTH}"
     if isinstance(default, str):
         return "text"
+    if name == "temperature":
+        return WARMTH
     whole = isinstance(default, int) or default in (None, parameter.empty)
-    return "a whole number" if whole else "a number"
+    return WHOLE if whole else NUMBER
 
 
 def _fits(value: Any, wanted: str) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and (not math.isfinite(value) or abs(value) > 1e12):
-        return False
+    if wanted.startswith("a list of numbers, each "):
+        each = wanted.removeprefix("a list of numbers, each ")
+        numbers = isinstance(value, list) and 0 < len(value) <= 64
+        return numbers and all(_fits(number, each) for number in value)
+    number = schema.is_number(value)
     texts = isinstance(value, list) and all(isinstance(v, str) for v in value)
     fits = {
         "true or false": isinstance(value, bool),
         "text": isinstance(value, str),
-        "a number": number,
-        "a whole number": isinstance(value, int) and number,
-        "a list of numbers": isinstance(value, list)
-        and bool(value)
-        and all(_fits(v, "a number") for v in value),
+        NUMBER: number and (value == 0 or SIZE[0] <= abs(value) <= SIZE[1]),
+        WARMTH: number and TEMPERATURE[0] <= value <= TEMPERATURE[1],
+        WHOLE: number and isinstance(value, int) and 1 <= value <= MOST,
         PAIRS: isinstance(value, str)
         or (texts and bool(value))
         or (
@@ -223,7 +249,8 @@ def _knobs(kind: Kind, entry: Mapping[str, Any], temperature: float) -> Knobs:
     knobs = _own_knobs(entry)
     if kind.takes in ("logits", "both") and "temperature" in _accepted(kind):
         knobs.setdefault("temperature", temperature)
-    lists = {k: tuple(v) for k, v in knobs.items() if _fits(v, "a list of numbers")}
+    numbers = lambda v: isinstance(v, list) and all(map(schema.is_number, v))
+    lists = {k: tuple(v) for k, v in knobs.items() if numbers(v)}
     return {**knobs, **lists}
 
 
@@ -250,13 +277,13 @@ def weight(entry: Mapping[str, Any], steps: int) -> float | optax.Schedule:
       ValueError: if it is neither.
     """
     raw = entry.get("weight", 1.0)
+    if not isinstance(raw, dict | int | float) or isinstance(raw, bool):
+        raise ValueError(f"weight: must be a number or a ramp, got {schema.shown(raw)}")
+    kind = Ramp if isinstance(raw, dict) else Weight
+    for problem in schema.problems(raw, kind, "weight"):
+        raise ValueError(problem)
     if isinstance(raw, dict):
-        try:
-            return _ramp(msgspec.convert(raw, Ramp), steps)
-        except msgspec.ValidationError as error:
-            raise ValueError(f"weight: {error}") from error
-    if not _fits(raw, "a number") or abs(raw) > 1e6:
-        raise ValueError(f"weight: must be a number or a ramp, got {raw!r}")
+        return _ramp(msgspec.convert(raw, Ramp), steps)
     return float(raw)
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from jaxkd._text import alternatives
 from jaxkd.pipeline.config import (
+    NAME,
     AnyStage,
     Config,
     Distill,
@@ -30,7 +31,6 @@ PACKAGES = {
     "tflite": ("litert_converter", "litert"),
     "onnx": ("onnx", "onnx"),
 }
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,59}\Z")
 
 
 def kind_of(stage: Stage) -> str:
@@ -91,21 +91,57 @@ def check(config: Config) -> None:
 
 
 def _names(config: Config) -> None:
-    for name, model in config.models.items():
-        if not NAME.match(name):
-            raise ValueError(
-                f"models.{name!r}: a name is letters, digits and . _ + -, at most 60"
-            )
-        if isinstance(model, Zoo):
-            _zoo(f"models.{name}.name", model.name)
     if not config.models:
         raise ValueError("models: is empty; name at least one")
-    counts = Counter(stage.name for stage in config.stages)
-    if twice := [name for name, n in counts.items() if n > 1]:
-        raise ValueError(f"stages: the name {twice[0]!r} is given to more than one")
+    for name, model in config.models.items():
+        if isinstance(model, Zoo):
+            _zoo(f"models.{name}.name", model.name)
+        if isinstance(model, Space):
+            _widths(f"models.{name}.widths", model)
+    _file_names("models", config.models)
+    _file_names("stages", [stage.name for stage in config.stages])
     unused = set(config.models) - _used(config.stages)
     if unused:
         raise ValueError(f"models.{min(unused)}: no stage uses it")
+
+
+def _file_names(key: str, names: Iterable[str]) -> None:
+    """Check names that become names of files, side by side in one folder.
+
+    Of a model NAME there are the folder models/NAME and the file models/NAME.json; and
+    on some systems "A" and "a" are one file.
+
+    Raises:
+      ValueError: if a name cannot be that of a file, or is another's.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        if not re.match(NAME, name):
+            raise ValueError(
+                f"{key}: {name!r} must be a name of letters, digits and . _ + -, "
+                "beginning with a letter or a digit, at most 60"
+            )
+        if name.lower().endswith(".json"):
+            raise ValueError(f"{key}: the name {name!r} must not end in .json")
+        other = taken.setdefault(name.lower(), name)
+        if other != name:
+            raise ValueError(
+                f"{key}: the names {other!r} and {name!r} differ in case only, and "
+                "would be one file on some systems"
+            )
+    for name, n in Counter(list(names)).items():
+        if n > 1:
+            raise ValueError(f"{key}: the name {name!r} is given to more than one")
+
+
+def _widths(key: str, model: Space) -> None:
+    if model.widths and model.space == "mobilenet":
+        raise ValueError(f"{key}: only the resnet space takes widths")
+    if len(model.widths) not in (0, 4):
+        raise ValueError(
+            f"{key}: must be 4 widths, of the stem and three stages, got "
+            f"{list(model.widths)}"
+        )
 
 
 def _used(stages: Iterable[AnyStage]) -> set[str]:

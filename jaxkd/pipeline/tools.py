@@ -1,7 +1,8 @@
-"""What the command line offers beside runs: features, eval, export."""
+"""What the command line offers beside runs: check, features, eval, export."""
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,11 +17,45 @@ from jaxkd.pipeline import (
     loading,
     networks,
     reading,
+    run as runs,
     summary,
     world as worlds,
 )
-from jaxkd.pipeline.config import Space
+from jaxkd.pipeline.config import Config, Space
 from jaxkd.pipeline.stages import exporting as stage
+
+
+def check(config: Config, to: str | os.PathLike | None) -> None:
+    """Checks all that can be checked before a run trains anything.
+
+    Args:
+      config: from `reading.load`.
+      to: the directory of the run; by default it would be in `config.out`.
+
+    Raises:
+      ValueError: naming what cannot work.
+      FileNotFoundError: if weights or data are missing.
+    """
+    key = "out" if to is None else "--to"
+    _check_writable(key, pathlib.Path(config.out if to is None else to))
+    runs.rehearse(config, worlds.make(config.data))
+
+
+def _check_writable(key: str, path: pathlib.Path) -> None:
+    """Checks that a folder can be made, by making one beside it for a moment.
+
+    Permissions do not tell: root may write everywhere but in /proc.
+    """
+    folder = path.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".jaxkd-", dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{key}: {path} cannot be made: {folder}: {error.strerror}"
+        ) from error
 
 
 def features(name: str, image: str, classes: int) -> Iterator[str]:
@@ -124,6 +159,8 @@ def export(
     results = summary.results(folder)
     if not results["finished"]:
         raise ValueError(f"{run} is not finished: python -m jaxkd resume {run}")
+    if not results["rows"]:
+        raise ValueError(f"{run} has trained no model: there is nothing to export")
     name = model or results["rows"][-1]["model"]
     config = reading.load(folder / directory.CONFIG)
     weights = folder / "models" / name

@@ -23,7 +23,7 @@ def blocks(group: Group, name: str) -> list[Block]:
     """The results of runs of one configuration."""
     rows = merged(group)
     if not rows:
-        return [Text("No stage has finished yet.")]
+        return [Text("No model has been measured yet.")]
     n = len(group.runs)
     over = f" Mean ± sample standard deviation over {n} seeds." if n > 1 else ""
     made: list[Block] = [Tiles(_tiles(group, rows))]

@@ -42,7 +42,10 @@ def markdown(rows: Rows) -> str:
 
 
 def show(rows: Rows, title: str = "") -> None:
-    """Prints the same table on the terminal."""
+    """Prints the same table on the terminal; without rows, that there are none."""
+    if not rows:
+        print(f"{title}: no model was measured")
+        return
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
         table.add_column(

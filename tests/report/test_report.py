@@ -428,7 +428,7 @@ def test_what_is_gone_is_left_out(run, gone, note):
     assert note in notes(page)
     check_form(page, (run / "report.html").read_text())
     if gone == "results.json":
-        assert "No stage has finished yet." in notes(page)
+        assert "No model has been measured yet." in notes(page)
     else:
         assert page.table("agreement %")[0]["agreement %"] == "100.00"
 

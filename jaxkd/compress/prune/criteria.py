@@ -146,7 +146,7 @@ def geometric_median(plan: Plan, params: Any, *, mean: bool = False) -> Scores:
     for arrays, units, axis in _chosen(plan, [params], _kernel):
         filters = _rows(arrays[0], axis)
         total = _add(total, units, _distances(filters))
-        count = _add(count, units, jnp.ones(len(filters)))
+        np.add.at(count, units, 1)
     return _finished(plan, total, count, mean)
 
 
@@ -178,13 +178,13 @@ def _scores(
     for arrays, units, axis in _chosen(plan, trees, wanted):
         worths = _rows(worth(*(jnp.asarray(a, jnp.float32) for a in arrays)), axis)
         total = _add(total, units, worths.sum(1))
-        count = _add(count, units, jnp.full(len(worths), worths.shape[1], jnp.float32))
+        np.add.at(count, units, worths.shape[1])
     return _finished(plan, total, count, mean)
 
 
-def _empty(plan: Plan) -> tuple[Array, Array]:
+def _empty(plan: Plan) -> tuple[Array, np.ndarray]:
     # One place more, for indices that must stay.
-    return jnp.zeros(plan.units + 1), jnp.zeros(plan.units + 1)
+    return jnp.zeros(plan.units + 1), np.zeros(plan.units + 1, np.float32)
 
 
 def _rows(a: Array, axis: int) -> Array:
@@ -196,16 +196,15 @@ def _add(total: Array, units: np.ndarray, values: Array) -> Array:
     return total.at[units].add(values)
 
 
-def _finished(plan: Plan, total: Array, count: Array, mean: bool) -> Scores:
-    weights = np.zeros(0) if isinstance(count, jax.core.Tracer) else np.asarray(count)
-    for group in plan.groups if weights.size else ():
-        if (weights[group.units.start : group.units.stop] == 0).any():
+def _finished(plan: Plan, total: Array, count: np.ndarray, mean: bool) -> Scores:
+    for group in plan.groups:
+        if (count[group.units.start : group.units.stop] == 0).any():
             raise ValueError(
                 f"group {group.name!r} has no weights for this criterion: leave it "
                 "out of the plan (exclude=), or take another"
             )
     total, count = total[:-1], count[:-1]
-    return total / jnp.maximum(count, 1) if mean else total
+    return total / np.maximum(count, 1) if mean else total
 
 
 def _chosen(

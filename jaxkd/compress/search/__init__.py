@@ -21,7 +21,12 @@ of tokens. Each can be one's own.
 
 from jaxkd.compress.search._anneal import AnnealState, anneal
 from jaxkd.compress.search._controller import Controller, Feasible, Tokens, anything
-from jaxkd.compress.search._evaluators import Course, short_training, trained
+from jaxkd.compress.search._evaluators import (
+    Course,
+    short_training,
+    trained,
+    training_program,
+)
 from jaxkd.compress.search._evolve import EvolveState, evolve
 from jaxkd.compress.search._halving import Rung, in_order, successive_halving
 from jaxkd.compress.search._latency import TableError, latency, table_errors, xla_ms
@@ -78,6 +83,7 @@ __all__ = [
     "table",
     "table_errors",
     "trained",
+    "training_program",
     "trials",
     "within",
     "xla_ms",

@@ -92,7 +92,7 @@ def trained(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Accuracies `[seeds]` and the epochs' mean losses `[seeds, epochs]`."""
     keys = jnp.stack([key_of(first_seed + i) for i in range(seeds)])
-    found = once(program(net, course, epochs))(
+    found = once(training_program(net, course, epochs))(
         keys, course.teacher_variables, course.resident, course.held_out
     )
     return np.asarray(found[0], float), np.asarray(found[1], float)
@@ -119,7 +119,7 @@ def key_of(seed: int) -> Array:
     return jax.random.key(seed, impl="unsafe_rbg")
 
 
-def program(net: Net, course: Course, epochs: int) -> Callable[..., Any]:
+def training_program(net: Net, course: Course, epochs: int) -> Callable[..., Any]:
     """The whole training of a candidate as a pure function, to be compiled once.
 
     Returns:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxkd import export
 from jaxkd.compress import quantize
-from jaxkd.pipeline import networks
+from jaxkd.pipeline import memory, networks
 from jaxkd.pipeline.config import Export
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.stages.job import Job, Made, row_of
@@ -43,8 +43,12 @@ def run(stage: Export, job: Job) -> Made:
 
 
 def rehearse(stage: Export, job: Job) -> Held:
-    """Nothing to be found out from shapes that `order` has not."""
-    return job.models[stage.model]
+    """Traces the network on a batch of the files."""
+    held, shape = job.models[stage.model], job.world.image_shape
+    images = jax.ShapeDtypeStruct((stage.batch or 1, *shape), jnp.float32)
+    forward = lambda params, state, x: held.net.apply(params, state, x, train=False)[0]
+    memory.traced(forward, held.params, held.state, images)
+    return held
 
 
 def write(

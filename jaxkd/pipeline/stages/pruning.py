@@ -8,6 +8,7 @@ import numpy as np
 from jaxkd import _files, distill
 from jaxkd.compress import prune
 from jaxkd.compress.prune.metric import part
+from jaxkd.pipeline import memory
 from jaxkd.pipeline.config import Prune
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.stages.job import Job, Made, row_of
@@ -46,7 +47,7 @@ def rehearse(stage: Prune, job: Job) -> Held:
     """Finds the groups and whether the target can be met; widths stay."""
     held = job.models[stage.model]
     plan, _ = _plan(stage, held, job)
-    jax.eval_shape(
+    memory.traced(
         lambda p, z: _scores(stage, job, plan, held._replace(params=p, state=z)),
         held.params,
         held.state,

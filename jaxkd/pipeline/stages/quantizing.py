@@ -42,6 +42,12 @@ def rehearse(stage: Quantize, job: Job) -> Held:
     state = jax.tree.map(lambda a: jax.numpy.ones(a.shape, a.dtype), held.state)
     whole = held._replace(params=zeros, state=state)
     net, params, state, recipe = _quantized(stage, whole, job)
+    before, after = quantize.size(net, params, state)
+    if before == after:
+        raise ValueError(
+            f"float_layers: {list(stage.float_layers)} fits every layer, so that "
+            "nothing is quantized"
+        )
     params, state = jax.eval_shape(lambda: (params, state))
     if stage.epochs:
         params, state = traced(net, stage, job, (params, state))

@@ -6,7 +6,7 @@ import msgspec
 
 from jaxkd import log as logs
 from jaxkd.compress import search
-from jaxkd.pipeline import networks, optimizing
+from jaxkd.pipeline import memory, networks, optimizing
 from jaxkd.pipeline.config import Search, Space
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.stages.job import Job, Made, row_of
@@ -16,14 +16,7 @@ def run(stage: Search, job: Job) -> Made:
     """Searches; goes on with the journal if there is one."""
     world = job.world
     space, limit, controller = _search(stage, job)
-    course = search.Course(
-        world.resident,
-        world.held_out,
-        world.view,
-        world.plain,
-        optimizing.transformation(stage.optimizer, stage.optimizer.rate),
-        stage.batch_size,
-    )
+    course = _course(stage, job)
     settings = {
         **space.settings,
         **limit.settings,
@@ -58,19 +51,38 @@ def run(stage: Search, job: Job) -> Made:
     ]
     job.metrics.reset(rows)
     values = space.values(search.best(found).tokens)
+    told = ", ".join(f"{name} {value}" for name, value in values.items())
+    job.warn(f"{stage.name}: the best of {len(found)} candidates has {told}")
     recipe: tuple[networks.Step, ...] = ({"step": "choose", "values": values},)
     return Made(Held(space.build(**values), recipe=recipe), rows)
 
 
 def rehearse(stage: Search, job: Job) -> Held:
-    """Finds whether the limit can be met; the network is one within it."""
-    if stage.batch_size > len(job.world.train.labels):
+    """Finds whether the limit can be met; traces the cheapest candidate's training."""
+    images = len(job.world.train.labels)
+    if stage.batch_size > images:
         raise ValueError(
-            f"batch_size: {stage.batch_size} is more than there are images"
+            f"batch_size: {stage.batch_size} is more than the {images} training images"
         )
     space, limit, _ = _search(stage, job)
-    tokens = search.within(limit, limit.cheapest, space.sizes)
-    return Held(space.net(tokens))
+    net = space.net(search.within(limit, limit.cheapest, space.sizes))
+    course = _course(stage, job)
+    training = search.training_program(net, course, stage.epochs)
+    memory.traced(training, job.key[None], None, course.resident, course.held_out)
+    return Held(net)
+
+
+def _course(stage: Search, job: Job) -> search.Course:
+    """How each candidate is trained and measured."""
+    world = job.world
+    return search.Course(
+        world.resident,
+        world.held_out,
+        world.view,
+        world.plain,
+        optimizing.transformation(stage.optimizer, stage.optimizer.rate),
+        stage.batch_size,
+    )
 
 
 def _search(stage: Search, job: Job) -> tuple[Any, Any, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxkd import checkpoint, distill, evaluate, losses, train, transfer
 from jaxkd.distill import TrainState
 from jaxkd.models.net import Net
-from jaxkd.pipeline import networks, objective, optimizing
+from jaxkd.pipeline import memory, networks, objective, optimizing
 from jaxkd.pipeline.config import Finetune, Taught, Train, Training
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.stages.job import Job, Made, row_of
@@ -117,12 +117,13 @@ def traced(
     """Traces init and an epoch; gives the student's shapes.
 
     Raises:
-      ValueError: if networks, losses, patterns or data do not fit together.
+      ValueError: if networks, losses, patterns or data do not fit together, or not
+        into memory.
     """
     work, world = course(net, stage, job), job.world
     batch = jax.eval_shape(lambda r: train.example(r, world.plain), world.resident)
-    state = jax.eval_shape(work.init, job.key, work.teacher_variables, start, batch)
-    state, _ = jax.eval_shape(
+    state = memory.traced(work.init, job.key, work.teacher_variables, start, batch)
+    state, _ = memory.traced(
         work.epoch, state, work.teacher_variables, world.resident, job.key
     )
     return state.params["student"], state.state["student"]
