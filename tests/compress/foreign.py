@@ -179,7 +179,8 @@ class Lstm(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        return head(nn.RNN(self.cell(8), name="rnn")(x)[:, -1])
+        outputs: Any = nn.RNN(self.cell(8), name="rnn")(x)
+        return head(outputs[:, -1])
 
 
 class WrittenOutLstm(nn.Module):
@@ -224,7 +225,7 @@ class Shared(nn.Module):
 
 
 class SameNames(nn.Module):
-    """A layer "fc" called twice, a layer "fc_1" of another range, one called "input"."""
+    """A layer "fc" called twice, a layer "fc_1" of another range, one named "input"."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -488,7 +489,8 @@ def made(name: str, seed: int = 0) -> Foreign:
     net = from_foreign(module(), {}, call=lambda train: {"train": train})
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     shapes = jax.eval_shape(net.init, jax.random.key(0), x)
-    return Foreign(net, *_drawn(shapes, seed), shape)
+    params, state = _drawn(shapes, seed)
+    return Foreign(net, params, state, shape)
 
 
 def _drawn(shapes: Any, seed: int) -> Any:

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxkd import _tree
 from jaxkd.compress.quantize import ranges
 from jaxkd.compress.quantize.graph import Op
-from jaxkd.compress.quantize.net import RANGES, Context, faked, key
-from jaxkd.compress.quantize.plan import Point, Weight
+from jaxkd.compress.quantize.kernels import Weight
+from jaxkd.compress.quantize.names import key
+from jaxkd.compress.quantize.net import RANGES, Context, faked
+from jaxkd.compress.quantize.plan import Point
 from jaxkd.compress.quantize.run import Arithmetic, Tensor, plainly, same, untouched
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
@@ -66,10 +68,12 @@ def observing(context: Context) -> Arithmetic:
         context.moved[name] = ranges.move(context.ranges[name], ends, config)
         return Tensor(x)
 
-    def weight(w: Weight, kernel: Array) -> Tensor:
-        return Tensor(kernel)
+    return Arithmetic(activation, in_floats, plainly, same, untouched)
 
-    return Arithmetic(activation, weight, plainly, same, untouched)
+
+def in_floats(w: Weight, kernel: Array, x: Tensor, bias: Array | None) -> Tensor:
+    """A kernel as it is."""
+    return Tensor(kernel)
 
 
 def bias_correction(
@@ -85,8 +89,8 @@ def bias_correction(
 
     Args:
       net: from `quantized`.
-      params: its parameters; layers without a bias (linen's `use_bias=False`, not
-        folded) stay as they are.
+      params: its parameters; layers without a bias of their own (linen's
+        `use_bias=False`, not folded; a slice of a stack of biases) stay as they are.
       state: its state, calibrated.
       batches: images, as for `calibrate`; they are run through once for each layer.
 
@@ -121,43 +125,28 @@ def bias_correction(
         return jax.tree.map(lambda *m: sum(m) / len(m), *each)
 
     wanted = mean(params, False)
-    for kernel in list(order):
-        layer = kernel.rpartition("/")[0]
-        holder = _at(params, layer)
-        if "bias" in holder:
-            moved = holder["bias"] + wanted[kernel] - mean(params, True)[kernel]
-            params = _with(params, layer, {**holder, "bias": moved})
+    for path in list(order):
+        shift = wanted[path] - mean(params, True)[path]
+        params = _tree.map_with_path(partial(_shifted, {path: shift}), params)
     return params
+
+
+def _shifted(shifts: dict[str, Array], path: str, leaf: Array) -> Array:
+    return leaf + shifts[path] if path in shifts else leaf
 
 
 def _plain(context: Context) -> Arithmetic:
-    return Arithmetic(
-        lambda point, x: Tensor(x), lambda w, x: Tensor(x), plainly, same, untouched
-    )
+    return Arithmetic(lambda point, x: Tensor(x), in_floats, plainly, same, untouched)
 
 
 def _watching(found: dict[str, list[Array]], base: Arithmetic) -> Arithmetic:
-    """The same arithmetic, which puts down the mean of each layer's outputs."""
+    """The same arithmetic, which puts down the mean of the outputs at each bias."""
 
     def linear(op: Op, layer: str, weight: Weight | None, tensors: list[Tensor]):
         out = base.linear(op, layer, weight, tensors)
-        if weight is not None and weight.axis is not None:
+        if weight is not None and weight.bias_path is not None:
             mean = jnp.mean(out, tuple(range(out.ndim - 1)))
-            found.setdefault(weight.name, []).append(mean)
+            found.setdefault(weight.bias_path, []).append(mean)
         return out
 
     return base._replace(linear=linear)
-
-
-def _at(params: Any, path: str) -> Any:
-    for name in path.split("/") if path else ():
-        params = params[name]
-    return params
-
-
-def _with(params: Any, path: str, branch: Any) -> Any:
-    """The tree with another branch at a path."""
-    if not path:
-        return branch
-    first, _, rest = path.partition("/")
-    return {**params, first: _with(params[first], rest, branch)}

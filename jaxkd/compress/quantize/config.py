@@ -54,6 +54,7 @@ class Quantization:
         relative to them.
       layers: bits of single layers by a pattern of their path, e.g. `{"head": FLOAT,
         "stem_conv": Bits(8, 8)}`; the first that fits counts. `*` also matches "/".
+        A layer that is called twice is "fc" and "fc:1"; "fc" fits both.
 
     Raises:
       ValueError: if a knob is out of its range.
@@ -103,15 +104,15 @@ def _bits(name: str, value: int) -> None:
         raise ValueError(f"{name} must be 2 to 8 bits, got {value}")
 
 
-def bits_of(config: Quantization, layer: str) -> Bits:
-    """The bits of the layer of this path.
+def bits_of(config: Quantization, path: str, name: str = "") -> Bits:
+    """The bits of the layer of this path; a pattern may also fit the name of one use.
 
     >>> bits_of(Quantization(weights=4, layers={"head": FLOAT}), "stage1/conv")
     Bits(weights=4, activations=8)
     """
     bits = Bits(config.weights, config.activations)
     for pattern, own in config.layers.items():
-        if _tree.matches(layer, pattern):
+        if _tree.matches(path, pattern) or _tree.matches(name, pattern):
             bits = own
             break
     return bits if config.activation != "float" else bits._replace(activations=None)

@@ -1,22 +1,26 @@
 """The quantized network as a function that a converter turns into integers."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from jaxkd.compress.quantize.config import Quantization
 from jaxkd.compress.quantize.fake import Grid, integers, levels
+from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.net import (
     RANGES,
     Context,
     fake_activation,
     fake_weight,
+    faked,
 )
-from jaxkd.compress.quantize.plan import Point, Weight
+from jaxkd.compress.quantize.plan import Plan, Point
 from jaxkd.compress.quantize.run import Arithmetic, Tensor, plainly, same, untouched
 from jaxkd.models.convolution import plain_convolutions
 from jaxkd.models.net import Net
@@ -25,9 +29,27 @@ from jaxkd.types import Params, State
 COMPOSITE = "quant.fake_quant"
 
 
-def deployed(
-    net: Net, params: Params, state: State, config: Quantization
-) -> Callable[[Array], Array]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Deployed:
+    """A quantized network for a converter: a function of images, and what it must give.
+
+    Attributes:
+      marked: `images -> logits`, with the quantized tensors marked; what a call runs.
+      fake: `images -> logits` of the fake-quantized network, without marks: what a file
+        must give up to a step. With dynamic ranges activations are in floats here.
+      floats: the operations that stay in floats, "KIND at SCOPE".
+    """
+
+    marked: Callable[[Array], Array]
+    fake: Callable[[Array], Array]
+    floats: tuple[str, ...]
+
+    def __call__(self, x: Array) -> Array:
+        """The logits of images, by the marked network."""
+        return self.marked(x)
+
+
+def deployed(net: Net, params: Params, state: State, config: Quantization) -> Deployed:
     """The network as `f(x) -> logits`, its quantized tensors marked for a converter.
 
     Every quantized tensor passes through `jax.lax.composite`, of the name
@@ -54,23 +76,33 @@ def deployed(
       config: as given to `quantized`.
 
     Returns:
-      A pure function of images `[batch, height, width, channels]`. JAX cannot lower a
-      composite of symbolic shape: export it at a fixed batch size.
+      A pure function of images `[batch, height, width, channels]`, with the
+      fake-quantized network to compare a file with. JAX cannot lower a composite of
+      symbolic shape: export it at a fixed batch size.
 
     Raises:
-      ValueError: if a static range was never measured, naming the tensors.
+      ValueError: if a static range was never measured, or a variable is not finite,
+        naming the tensors.
     """
     check_calibrated(state, config)
     params, state = jax.tree.map(np.asarray, (params, state))
+    found, plan = grids(net, params, state)
 
-    by = partial(_marked, grids(net, params, state))
-
-    def call(x: Array) -> Array:
+    def logits(x: Array, by: Callable[[Context], Arithmetic]) -> Array:
         with plain_convolutions():  # no rules for gradients in what is exported
-            outputs, _ = net.apply(params, state, x, train=False, by=by)
-        return outputs.logits
+            return net.apply(params, state, x, train=False, by=by)[0].logits
 
-    return call
+    return Deployed(
+        marked=partial(logits, by=partial(_marked, found)),
+        fake=partial(logits, by=_faked_without_dynamic_ranges),
+        floats=plan.floats,
+    )
+
+
+def _faked_without_dynamic_ranges(context: Context) -> Arithmetic:
+    if context.config.activation == "static":
+        return faked(context)
+    return faked(context)._replace(activation=lambda _, x: Tensor(x))
 
 
 def check_calibrated(state: State, config: Quantization) -> None:
@@ -92,31 +124,45 @@ def check_calibrated(state: State, config: Quantization) -> None:
         )
 
 
-def grids(net: Net, params: Params, state: State) -> dict[str, Grid]:
+def grids(net: Net, params: Params, state: State) -> tuple[dict[str, Grid], Plan]:
     """The grid of every kernel, and of every activation with a static range.
 
     Returns:
-      NumPy arrays, by "kernel:PATH" and "activation:NAME".
+      NumPy arrays, by "kernel:PATH" and "activation:NAME"; and the plan they follow.
     """
+    plans: list[Plan] = []
 
-    def collect(params, state):
+    def all_grids(params, state):
         found: dict[str, Grid] = {}
-        net.apply(params, state, None, train=False, by=partial(_collecting, found))
+
+        def by(context):
+            plans.append(context.plan)
+            return collect(found, context)
+
+        net.apply(params, state, None, train=False, by=by)
         return found
 
     # One program, in which nothing but the grids is computed.
-    return jax.tree.map(np.asarray, jax.jit(collect)(params, state))
+    found = jax.tree.map(np.asarray, jax.jit(all_grids)(params, state))
+    return found, plans[-1]
 
 
-def _collecting(found: dict[str, Grid], context: Context) -> Arithmetic:
+def collect(found: dict[str, Grid], context: Context) -> Arithmetic:
+    """Nothing is quantized; puts down every grid."""
+
     def activation(point: Point, x: Array) -> Tensor:
-        if context.config.activation == "static":
-            tensor = fake_activation(context, point, x)
-            found[f"activation:{point.name}"] = tensor.grid
-        return Tensor(x)
+        if context.config.activation != "static":
+            return Tensor(x)
+        grid = fake_activation(context, point, x).grid
+        found[f"activation:{point.name}"] = grid
+        return Tensor(x, grid)
 
-    def weight(w: Weight, kernel: Array) -> Tensor:
-        found[f"kernel:{w.name}"] = fake_weight(context, w, kernel).grid
+    def weight(w: Weight, kernel: Array, x: Tensor, bias: Array | None) -> Tensor:
+        grid = fake_weight(context, w, kernel, x, bias).grid
+        known = found.get(f"kernel:{w.name}", grid)
+        # Each use may ask for a larger scale, for the sake of its bias.
+        scale = jnp.maximum(grid.scale, known.scale)
+        found[f"kernel:{w.name}"] = grid._replace(scale=scale)
         return Tensor(kernel)
 
     return Arithmetic(activation, weight, plainly, same, untouched)
@@ -132,7 +178,7 @@ def _marked(found: dict[str, Grid], context: Context) -> Arithmetic:
         grid = found[f"activation:{point.name}"]
         return Tensor(mark(x, grid, point.bits), grid)
 
-    def weight(w: Weight, kernel: Array) -> Tensor:
+    def weight(w: Weight, kernel: Array, x: Tensor, bias: Array | None) -> Tensor:
         grid = found[f"kernel:{w.name}"]
         axis = w.axis if context.config.per_channel else None
         return Tensor(mark(kernel, grid, w.bits, axis, narrow=True), grid)
@@ -145,7 +191,12 @@ def _marked(found: dict[str, Grid], context: Context) -> Arithmetic:
         return [Tensor(mark(t.value, grid, point.bits), grid) for t in tensors]
 
     return Arithmetic(
-        activation, weight, plainly, again, requantized if static else untouched, True
+        activation=activation,
+        weight=weight,
+        linear=plainly,
+        again=again,
+        requantized=requantized if static else untouched,
+        now=True,
     )
 
 

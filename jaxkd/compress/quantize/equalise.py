@@ -9,7 +9,8 @@ from jaxtyping import Array
 from jaxkd import _check, _tree
 from jaxkd.compress.quantize.config import Quantization
 from jaxkd.compress.quantize.graph import Graph, trace
-from jaxkd.compress.quantize.plan import VIEWS, Plan, plan
+from jaxkd.compress.quantize.kernels import VIEWS
+from jaxkd.compress.quantize.plan import Plan, plan
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -120,10 +121,24 @@ def pairs(
     for number, op in enumerate(graph.ops):
         for value in set(op.inputs):
             readers.setdefault(value, []).append(number)
-    names = [w.name for w in planned.weights.values()]
-    alone = [n for n, w in planned.weights.items() if names.count(w.name) == 1]
-    found = (_pair(graph, planned, readers, n, set(alone)) for n in alone)
+    alone = {n for n in planned.weights if _alone(graph, planned, readers, n)}
+    found = (_pair(graph, planned, readers, n, alone) for n in planned.weights)
     return [pair for pair in found if pair is not None]
+
+
+def _alone(
+    graph: Graph, planned: Plan, readers: dict[int, list[int]], number: int
+) -> bool:
+    """Whether a kernel is the whole of a parameter that nobody else reads."""
+    path = f"0/{planned.weights[number].name}"
+    if path not in graph.paths:
+        return False
+    value = graph.inputs[graph.paths.index(path)]
+    while readers.get(value, []) != [number]:
+        if len(readers.get(value, [])) != 1 or readers[value][0] < 0:
+            return False
+        value = graph.ops[readers[value][0]].outputs[0]
+    return True
 
 
 def _pair(
@@ -134,6 +149,8 @@ def _pair(
     alone: set[int],
 ) -> Pair | None:
     """The pair that a layer is the first of, if there is one."""
+    if number not in alone:
+        return None
     value, bias = graph.ops[number].outputs[0], None
     while len(readers.get(value, ())) == 1 and readers[value][0] >= 0:
         reader = readers[value][0]
@@ -142,7 +159,7 @@ def _pair(
             return _between(graph, planned, number, reader, bias)
         if op.kind == "add" and bias is None:
             other = next((v for v in op.inputs if v not in planned.live), None)
-            bias = _leaf(graph, other)
+            bias = _leaf(graph, readers, other)
             if bias is None:
                 return None
         elif op.kind != "relu":
@@ -151,12 +168,14 @@ def _pair(
     return None
 
 
-def _leaf(graph: Graph, value: int | None) -> str | None:
-    """The path of the parameter that a value is a view of."""
+def _leaf(graph: Graph, readers: dict[int, list[int]], value: int | None) -> str | None:
+    """The path of the parameter that a value alone is made from, unchanged."""
     makers = {v: op for op in graph.ops for v in op.outputs}
     while value in makers and makers[value].kind in VIEWS:
         value = makers[value].inputs[0]
-    if value is None or value not in graph.inputs:
+        if len(readers[value]) != 1:
+            return None
+    if value is None or value not in graph.inputs or len(readers[value]) != 1:
         return None
     return graph.paths[graph.inputs.index(value)].partition("/")[2]
 

@@ -11,16 +11,12 @@ from jaxtyping import Array
 
 from jaxkd import _tree, cost
 from jaxkd.compress.quantize.config import Quantization
-from jaxkd.compress.quantize.deploy import check_calibrated
+from jaxkd.compress.quantize.deploy import check_calibrated, collect
 from jaxkd.compress.quantize.fake import Grid, integers
 from jaxkd.compress.quantize.graph import Op
-from jaxkd.compress.quantize.net import (
-    STEPS,
-    Context,
-    fake_activation,
-    fake_weight,
-)
-from jaxkd.compress.quantize.plan import Weight
+from jaxkd.compress.quantize.kernels import Weight
+from jaxkd.compress.quantize.net import STEPS, Context, fake_activation
+from jaxkd.compress.quantize.plan import Plan
 from jaxkd.compress.quantize.run import Arithmetic, Tensor, plainly, same, untouched
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
@@ -62,14 +58,16 @@ def integer(
 
     Returns:
       `(apply, variables)`: `apply(variables, x) -> logits`, and its variables:
-      "kernels", "integers" (int8) and "scale" by path; "params", the parameters
-      without those kernels; "state".
+      "kernels", "integers" (int8) and "scale" by the kernel's name, which is its
+      parameter's path unless several kernels are made from one parameter; "params", the
+      parameters that anything but a quantized kernel is made from; "state".
 
     Raises:
       ValueError: if a static range was never measured, naming the tensors.
     """
     check_calibrated(state, config)
-    kernels = jax.jit(lambda p, s: _kernels(net, p, s, {}))(params, state)
+    known: list[Known] = []
+    kernels = jax.jit(lambda p, s: _kernels(net, p, s, known))(params, state)
     params = {k: v for k, v in params.items() if k != STEPS}
     whole = jax.eval_shape(lambda: params)
 
@@ -77,7 +75,7 @@ def integer(
         rest, held = _tree.flatten(variables["params"]), variables["kernels"]
 
         def leaf(path, aval):
-            # Where a kernel was nothing is read: zeros, which XLA drops.
+            # Only quantized kernels are made from it: nobody reads these zeros.
             return rest[path] if path in rest else jnp.zeros(aval.shape, aval.dtype)
 
         filled = _tree.map_with_path(leaf, whole)
@@ -85,7 +83,7 @@ def integer(
         outputs, _ = net.apply(filled, variables["state"], x, train=False, by=by)
         return outputs.logits
 
-    rest = _without(params, set(kernels))
+    rest = _without(params, known[-1].plan.replaced)
     return apply, {"kernels": kernels, "params": rest, "state": state}
 
 
@@ -101,37 +99,51 @@ def size(net: Net, params: Params, state: State) -> Size:
       The two numbers; learned step sizes are the scales, and count once.
     """
     params_only = {k: v for k, v in params.items() if k != STEPS}
-    bits: dict[str, int] = {}
-    kernels = jax.eval_shape(lambda p, s: _kernels(net, p, s, bits), params, state)
-    after = cost.bytes(_without(params_only, set(kernels)))
-    for path, kernel in kernels.items():
+    known: list[Known] = []
+    kernels = jax.eval_shape(lambda p, s: _kernels(net, p, s, known), params, state)
+    after = cost.bytes(_without(params_only, known[-1].plan.replaced))
+    for name, kernel in kernels.items():
         numbers = cost.parameters(kernel["integers"])
-        after += -(-numbers // 2) if bits[path] <= 4 else numbers
+        after += -(-numbers // 2) if known[-1].bits[name] <= 4 else numbers
         after += cost.bytes(kernel["scale"])
     return Size(cost.bytes(params_only), after)
 
 
+class Known(NamedTuple):
+    """What is known of the kernels before their numbers are."""
+
+    plan: Plan
+    bits: dict[str, int]  # by the kernel's name
+
+
 def _kernels(
-    net: Net, params: Params, state: State, bits: dict[str, int]
+    net: Net, params: Params, state: State, known: list[Known]
 ) -> dict[str, dict[str, Array]]:
-    """The integers of every quantized kernel and their scale, by path; fills `bits`."""
-    found: dict[str, dict[str, Array]] = {}
+    """The integers of every quantized kernel and their scale, by name."""
+    floats: dict[str, Array] = {}
+    grids: dict[str, Grid] = {}
 
-    def collecting(context: Context) -> Arithmetic:
-        def weight(w: Weight, kernel: Array) -> Tensor:
-            grid = fake_weight(context, w, kernel).grid
-            q = integers(kernel, grid).astype(jnp.int8)
-            found[w.name] = {"integers": q, "scale": grid.scale}
-            bits[w.name] = w.bits
-            return Tensor(kernel)
+    def by(context: Context) -> Arithmetic:
+        weights = context.plan.weights.values()
+        known.append(Known(context.plan, {w.name: w.bits for w in weights}))
+        collecting = collect(grids, context)
 
-        return Arithmetic(lambda point, x: Tensor(x), weight, plainly, same, untouched)
+        def weight(w: Weight, kernel: Array, x: Tensor, bias: Array | None) -> Tensor:
+            floats[w.name] = kernel
+            return collecting.weight(w, kernel, x, bias)
 
-    net.apply(params, state, None, train=False, by=collecting)
-    return found
+        return collecting._replace(weight=weight)
+
+    net.apply(params, state, None, train=False, by=by)
+    held = {}
+    for name, kernel in floats.items():
+        grid = grids[f"kernel:{name}"]
+        q = integers(kernel, grid).astype(jnp.int8)
+        held[name] = {"integers": q, "scale": grid.scale}
+    return held
 
 
-def _without(tree: Any, paths: set[str], above: str = "") -> Any:
+def _without(tree: Any, paths: frozenset[str], above: str = "") -> Any:
     """Nested dicts without the leaves at these paths."""
     if not isinstance(tree, dict):
         return tree
@@ -143,7 +155,7 @@ def _without(tree: Any, paths: set[str], above: str = "") -> Any:
 
 
 def _integers(held: dict[str, dict[str, Array]], context: Context) -> Arithmetic:
-    def weight(w: Weight, kernel: Array) -> Tensor:
+    def weight(w: Weight, kernel: Array, x: Tensor, bias: Array | None) -> Tensor:
         scale = held[w.name]["scale"]
         none = jnp.zeros_like(scale)
         return Tensor(held[w.name]["integers"], Grid(scale, none, -127, 127))

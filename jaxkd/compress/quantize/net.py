@@ -1,15 +1,19 @@
 """A network that trains and predicts as it will once it is quantized."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxkd import _tree
 from jaxkd.compress.quantize import ranges
-from jaxkd.compress.quantize.config import Quantization, check_patterns
+from jaxkd.compress.quantize.config import Quantization, bits_of, check_patterns
 from jaxkd.compress.quantize.fake import fake_quant, lsq, lsq_start, weight_grid
 from jaxkd.compress.quantize.graph import LINEAR, Graph, equations, trace
+from jaxkd.compress.quantize.kernels import Weight
+from jaxkd.compress.quantize.names import key
 from jaxkd.compress.quantize.plan import Plan, Point, plan
 from jaxkd.compress.quantize.run import (
     Arithmetic,
@@ -23,6 +27,7 @@ from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
 RANGES, STEPS = "ranges", "steps"  # where the state and the parameters hold theirs
+BIAS_LEVELS = 2**30  # of the 2**31 that a bias of 32 bits has on either side of 0
 
 
 class Context(NamedTuple):
@@ -34,6 +39,7 @@ class Context(NamedTuple):
       ranges: the remembered ranges of activations, by `key` of the point's name.
       moved: where an arithmetic that moves ranges puts the new ones.
       train: whether the call is one of training.
+      plan: what of the network is quantized.
     """
 
     config: Quantization
@@ -41,11 +47,7 @@ class Context(NamedTuple):
     ranges: dict[str, ranges.Range]
     moved: dict[str, ranges.Range]
     train: bool
-
-
-def key(name: str) -> str:
-    """A tensor's name as a key of the state: "a/b" as "a.b"."""
-    return name.replace("/", ".")
+    plan: Plan
 
 
 def quantized(
@@ -84,24 +86,31 @@ def quantized(
       ValueError: if the network has BatchNorm statistics or no layer to quantize, if a
         layer lies in a loop, or if a pattern of the configuration fits no layer.
     """
-    if state.get("batch_stats"):
-        raise ValueError(
-            "net has BatchNorm statistics (state['batch_stats']); fold them first: "
-            "net, params, state = fold(net, params, state, image_shape)"
-        )
+    _no_statistics(state)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     graph, wanted = _planned(net, params, state, image, None, config, train=False)
-    _no_layers_in_loops(graph)
+    loops = _loops(graph)
+    check_patterns(config, [*wanted.layers, *loops])
+    _no_layers_in_loops(loops, config)
     if not wanted.linear:
         raise ValueError("net has no convolution and no matrix product to quantize")
-    check_patterns(config, wanted.layers)
     points = {p.name: p for p in wanted.points.values()}
     memory = {key(name): ranges.empty(config) for name in points}
     memory = memory if config.activation == "static" else {}
+    # Relative to the remembered range: 1 is that range's own step.
+    relative = {name: jnp.ones(()) for name in memory}
+
+    def first_steps(params: Params, state: State) -> dict[str, Any]:
+        if not config.lsq:
+            return {}
+        found: dict[str, Array] = {}
+        held = {**state, RANGES: memory}
+        apply(params, held, None, train=False, by=partial(_starting, found))
+        return {"weights": found, "activations": relative}
 
     @jax.jit
     def extended(params, state):
-        steps = _first_steps(graph, wanted, params, points, config)
+        steps = first_steps(params, state)
         params = {**params, STEPS: steps} if steps else params
         return params, {**state, RANGES: jax.tree.map(jnp.copy, memory)}
 
@@ -113,8 +122,9 @@ def quantized(
             x = jnp.zeros((1, *image_shape))
         params, state = dict(params), dict(state)
         held = state.pop(RANGES, {})
-        context = Context(config, params.pop(STEPS, {}), held, {}, train)
+        steps = params.pop(STEPS, {})
         graph, here = _planned(net, params, state, x, key, config, train=train)
+        context = Context(config, steps, held, {}, train, here)
         # Only what inference has: dropout's values exist nowhere else.
         known = {v: points[p.name] for v, p in here.points.items() if p.name in points}
         args = jax.tree.leaves((params, state, x, key))
@@ -147,54 +157,57 @@ def _planned(
     return graph, plan(graph, image, marks[0].logits, config)
 
 
-def _no_layers_in_loops(graph: Graph) -> None:
+def _no_statistics(state: State) -> None:
+    """Refuses BatchNorm's; others in the same collection (SpectralNorm's) may stay."""
+    found = [
+        path
+        for path in _tree.flatten(state.get("batch_stats", {}))
+        if path.rpartition("/")[2] in ("mean", "var")
+    ]
+    if found:
+        raise ValueError(
+            f"net has BatchNorm statistics (state['batch_stats']: {found[0]!r}); fold "
+            "them first: net, params, state = fold(net, params, state, image_shape)"
+        )
+
+
+def _loops(graph: Graph) -> dict[str, str]:
+    """The paths of the loops that hold layers, and in words what they hold."""
+    found: dict[str, str] = {}
     for op in graph.ops:
         if op.kind in ("scan", "while", "cond"):
-            inner = [
+            inner = {
                 e.primitive.name
                 for value in op.equation.params.values()
                 for item in (value if isinstance(value, tuple | list) else (value,))
                 if hasattr(item, "jaxpr")
                 for e in equations(item.jaxpr)
-            ]
-            if found := LINEAR.intersection(inner):
-                raise ValueError(
-                    f"a {op.kind} at {op.scope!r} holds {sorted(found)}: layers in a "
-                    "loop cannot be quantized; write the loop out"
-                )
+            }
+            if LINEAR & inner:
+                path = op.scope or op.kind
+                found[path] = f"a {op.kind} at {path!r} holds {sorted(LINEAR & inner)}"
+    return found
 
 
-def _first_steps(
-    graph: Graph,
-    wanted: Plan,
-    params: Params,
-    points: dict[str, Point],
-    config: Quantization,
-) -> dict[str, Any]:
-    """The step sizes that learning starts from, or {} if none are learned."""
-    if not config.lsq:
-        return {}
-    leaves = dict(
-        zip((p.partition("/")[2] for p in graph.paths), jax.tree.leaves(params),
-            strict=False)
-    )  # fmt: skip
-    weights = {}
-    for number, weight in wanted.weights.items():
-        if weight.name not in leaves:
+def _no_layers_in_loops(loops: dict[str, str], config: Quantization) -> None:
+    """Refuses loops that hold layers and are not left in floats."""
+    for path, held in loops.items():
+        if bits_of(config, path).weights is not None:
             raise ValueError(
-                f"lsq learns steps of parameters, but {weight.name!r} is computed"
+                f"{held}: layers in a loop cannot be quantized; write the loop out, or "
+                f"leave it in floats with layers={{{path!r}: FLOAT}}"
             )
-        kernel = jnp.asarray(leaves[weight.name])
-        aval = graph.ops[number].equation.invars[weight.position].aval
-        axis = weight.axis if config.per_channel else None
-        grid = weight_grid(kernel.reshape(aval.shape), weight.bits, axis)
-        weights[key(weight.name)] = lsq_start(kernel.reshape(aval.shape), grid)
-    static = points if config.activation == "static" else {}
-    # Relative to the remembered range: 1 is that range's own step.
-    return {
-        "weights": weights,
-        "activations": {key(name): jnp.ones(()) for name in static},
-    }
+
+
+def _starting(found: dict[str, Array], context: Context) -> Arithmetic:
+    """Nothing is quantized; puts down the steps that learning starts from."""
+
+    def weight(w: Weight, kernel: Array, x: Tensor, bias: Array | None) -> Tensor:
+        grid = weight_grid(kernel, w.bits, _axis(context, w))
+        found[key(w.name)] = lsq_start(kernel, grid)
+        return Tensor(kernel)
+
+    return Arithmetic(lambda _, x: Tensor(x), weight, plainly, same, untouched)
 
 
 def faked(context: Context) -> Arithmetic:
@@ -203,10 +216,9 @@ def faked(context: Context) -> Arithmetic:
     def activation(point: Point, x: Array) -> Tensor:
         return fake_activation(context, point, x)
 
-    def weight(weight, kernel):
-        return fake_weight(context, weight, kernel)
-
-    return Arithmetic(activation, weight, plainly, same, untouched)
+    return Arithmetic(
+        activation, partial(fake_weight, context), plainly, same, untouched
+    )
 
 
 def fake_activation(context: Context, point: Point, x: Array) -> Tensor:
@@ -242,12 +254,50 @@ def _moved(context, memory, point, x):
     return jax.tree.map(lambda a, b: jnp.where(first, a, b), new, memory)
 
 
-def fake_weight(context: Context, weight: Any, kernel: Array) -> Tensor:
-    """A kernel on its grid, measured now or learned."""
-    axis = weight.axis if context.config.per_channel else None
+def fake_weight(
+    context: Context, weight: Weight, kernel: Array, x: Tensor, bias: Array | None
+) -> Tensor:
+    """A kernel on its grid, measured now or learned.
+
+    Args:
+      context: of the call.
+      weight: which kernel.
+      kernel: its numbers.
+      x: what it is multiplied with.
+      bias: what is added to the product, or None.
+    """
+    axis = _axis(context, weight)
     grid = weight_grid(jax.lax.stop_gradient(kernel), weight.bits, axis)
     steps = context.steps.get("weights", {})
+    # Biases are of 32 bits only where the scales of what is read are fixed.
+    bias = bias if context.config.activation == "static" else None
+    least = _least_scale(x, bias, kernel.ndim, axis)
     if key(weight.name) not in steps:
+        grid = grid._replace(scale=jnp.maximum(grid.scale, least))
         return Tensor(fake_quant(kernel, grid), grid)
-    step = steps[key(weight.name)]
+    step = jnp.maximum(steps[key(weight.name)], least)
     return Tensor(lsq(kernel, step, grid), grid._replace(scale=step))
+
+
+def _axis(context: Context, weight: Weight) -> int | None:
+    return weight.axis if context.config.per_channel else None
+
+
+def _least_scale(x: Tensor, bias: Array | None, rank: int, axis: int | None) -> Any:
+    """The least scale t of a kernel with which the bias b fits in 32 bits.
+
+    A device adds round(b / (s t)) to the sums, with the scale s of what the kernel is
+    multiplied with. Half of the range is left for the sums::
+
+        t >= |b| / (s 2^30)
+
+    Only channels of a kernel near 0 have a smaller scale of their own, e.g. after
+    folding a BatchNorm whose scale pruning has made small.
+    """
+    if bias is None or x.grid is None:
+        return 0.0
+    size = jnp.abs(jax.lax.stop_gradient(bias).astype(jnp.float32)).ravel()
+    least = size / (jax.lax.stop_gradient(x.grid.scale) * BIAS_LEVELS)
+    if axis is None:
+        return jnp.max(least)
+    return least.reshape([-1 if i == axis else 1 for i in range(rank)])

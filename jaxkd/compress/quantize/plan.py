@@ -1,12 +1,16 @@
 """Where a graph is quantized: which values, which kernels, with how many bits."""
 
+import dataclasses
 from collections import Counter
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.compress.quantize.config import Quantization, bits_of
+from jaxkd.compress.quantize import kernels, names
+from jaxkd.compress.quantize.config import Bits, Quantization, bits_of
 from jaxkd.compress.quantize.graph import LINEAR, MOVES, Graph, Op
+from jaxkd.compress.quantize.kernels import Weight
 
 # What integer kernels exist for, besides convolutions and matrix products.
 SUMS = {"reduce_sum", "reduce_window_sum"}
@@ -22,23 +26,7 @@ ARITHMETIC = {
     "tanh",
     *SUMS,
 }
-VIEWS = MOVES | {"convert_element_type"}
-
-
-class Weight(NamedTuple):
-    """A kernel that is quantized.
-
-    Attributes:
-      name: path of the parameter.
-      position: which of the operation's inputs it is.
-      axis: of its output channels, or None where there is not one such axis.
-      bits: of its integers.
-    """
-
-    name: str
-    position: int
-    axis: int | None
-    bits: int
+KINDS = {"reduce_sum": "mean", "reduce_window_sum": "mean", "add_any": "add"}
 
 
 class Point(NamedTuple):
@@ -57,7 +45,9 @@ class Plan(NamedTuple):
       weights: by the operation's number.
       origin: for a value that only moves the numbers of another, that other.
       layers: paths of all layers, quantized or not, in order.
-      linear: paths of the layers with a kernel.
+      linear: names of the convolutions and products, by the operation's number.
+      replaced: paths of the parameters that nothing but quantized kernels is made of.
+      floats: what stays in floats of what depends on the image, "KIND at SCOPE".
     """
 
     live: set[int]
@@ -66,24 +56,49 @@ class Plan(NamedTuple):
     origin: dict[int, int]
     layers: list[str]
     linear: dict[int, str]
+    replaced: frozenset[str]
+    floats: tuple[str, ...]
 
 
-class _Reading(NamedTuple):
-    """What is found out about a graph on the way."""
+@dataclasses.dataclass
+class _Reading:
+    """What is found out about a graph, operation after operation.
+
+    Attributes:
+      graph: what is read.
+      config: how it is to be quantized.
+      live: the values that depend on the image.
+      readers: the operations that read a value; -1 for the caller.
+      makers: the operation that made a value.
+      origin: for a value that only moves the numbers of another, that other.
+      chain: the layer's operation that a value is still the result of.
+      floats: values that integer kernels do not make.
+      names: of values: of the layer that made them.
+      layer: names of the operations that are layers.
+      paths: of the modules that these belong to, in order.
+      bits: of these.
+      reads: values that an operation wants quantized.
+      weights: by operation.
+      namer: of the kernels.
+      counts: how often a path has named a layer.
+    """
 
     graph: Graph
     config: Quantization
     live: set[int]
-    readers: dict[int, list[int]]  # operations that read a value
-    makers: dict[int, int]  # operation that made a value
-    origin: dict[int, int]
-    chain: dict[int, int]  # operation that a value is still the result of
-    floats: set[int]  # values that integer kernels do not make
-    names: dict[int, str]  # of values that a layer made
-    layer: dict[int, str]  # of operations
-    reads: dict[int, list[int]]  # values that an operation wants quantized
-    weights: dict[int, Weight]
-    counts: Counter
+    readers: dict[int, list[int]]
+    makers: dict[int, int]
+    names: dict[int, str]
+    origin: dict[int, int] = dataclasses.field(default_factory=dict)
+    chain: dict[int, int] = dataclasses.field(default_factory=dict)
+    floats: set[int] = dataclasses.field(default_factory=set)
+    layer: dict[int, str] = dataclasses.field(default_factory=dict)
+    paths: dict[str, None] = dataclasses.field(default_factory=dict)
+    bits: dict[int, Bits] = dataclasses.field(default_factory=dict)
+    reads: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+    weights: dict[int, Weight] = dataclasses.field(default_factory=dict)
+    namer: kernels.Namer = dataclasses.field(default_factory=kernels.Namer)
+    counts: Counter = dataclasses.field(default_factory=Counter)
 
 
 def plan(graph: Graph, image: int, logits: int, config: Quantization) -> Plan:
@@ -115,36 +130,39 @@ def plan(graph: Graph, image: int, logits: int, config: Quantization) -> Plan:
             r.names.setdefault(value, reader)
 
     for number, values in r.reads.items():
-        layer = r.layer[number]
         for place, value in enumerate(values):
             # What floats computed has no layer's name: it gets its reader's.
-            name = f"{layer}/input" + (f"_{place}" if place else "")
-            want(value, bits_of(config, layer).activations, name)
+            name = names.part(r.layer[number], "input", place)
+            want(value, r.bits[number].activations, name)
     if config.activation == "static":
         for value, number in r.chain.items():
             last = not _continues(r, value)
             if last and value not in wanted:
-                want(value, bits_of(config, r.layer[number]).activations)
+                want(value, r.bits[number].activations)
     points = {value: Point(r.names[value], bits) for value, bits in wanted.items()}
-    layers = list(dict.fromkeys(r.layer.values()))
     linear = {n: layer for n, layer in r.layer.items() if graph.ops[n].kind in LINEAR}
-    return Plan(r.live, points, r.weights, r.origin, layers, linear)
+    return Plan(
+        live=r.live,
+        points=points,
+        weights={n: _biased(r, n, weight) for n, weight in r.weights.items()},
+        origin=r.origin,
+        layers=list(r.paths),
+        linear=linear,
+        replaced=kernels.replaced(graph, r.weights),
+        floats=_floats(r),
+    )
 
 
 def _read(graph: Graph, image: int, logits: int, config: Quantization) -> _Reading:
     live = {image}
     readers: dict[int, list[int]] = {logits: [-1]}
-    makers: dict[int, int] = {}
     for number, op in enumerate(graph.ops):
-        makers |= dict.fromkeys(op.outputs, number)
         if live.intersection(op.inputs):
             live.update(op.outputs)
             for value in set(op.inputs) & live:
                 readers.setdefault(value, []).append(number)
-    r = _Reading(
-        graph, config, live, readers, makers, {}, {}, set(), {image: "input"}, {}, {},
-        {}, Counter(),
-    )  # fmt: skip
+    made = kernels.makers(graph)
+    r = _Reading(graph, config, live, readers, made, {image: names.IMAGE})
     for number, op in enumerate(graph.ops):
         if live.intersection(op.inputs):
             _place(r, number, op)
@@ -155,7 +173,9 @@ def _place(r: _Reading, number: int, op: Op) -> None:
     """Finds out what one operation is."""
     inputs = [v for v in op.inputs if v in r.live]
     roots = {r.origin.get(v, v) for v in inputs}
-    if op.kind in LINEAR:
+    if not all(_is_real(r, v) for v in (*inputs, *op.outputs)):
+        r.floats.update(op.outputs)  # whole numbers and truth values are on no grid
+    elif op.kind in LINEAR:
         _layer(r, number, op, inputs)
     elif len(inputs) == 1 and inputs[0] in r.chain and _continues(r, inputs[0]):
         r.chain[op.outputs[0]] = r.chain[inputs[0]]
@@ -168,6 +188,10 @@ def _place(r: _Reading, number: int, op: Op) -> None:
         r.floats.update(op.outputs)
 
 
+def _is_real(r: _Reading, value: int) -> bool:
+    return jnp.issubdtype(r.graph.avals[value].dtype, jnp.floating)
+
+
 def _moves(r: _Reading, op: Op, inputs: list[int]) -> bool:
     """Whether the results lie on the grid of what is read."""
     if op.kind == "max":
@@ -178,27 +202,51 @@ def _moves(r: _Reading, op: Op, inputs: list[int]) -> bool:
 
 
 def _layer(r: _Reading, number: int, op: Op, inputs: list[int]) -> None:
-    name = f"{op.scope}/{op.kind}".lstrip("/")
-    if op.kind in LINEAR:
-        weight = _weight(r, op)
-        name = weight.name.rpartition("/")[0] or weight.name if weight else name
-        name = _count(r, name)
-        bits = bits_of(r.config, name)
-        if weight and bits.weights is not None:
-            r.weights[number] = weight._replace(bits=bits.weights)
+    """Puts a layer down: its name, its bits, its kernel and what it reads."""
+    place = kernels.position(op, r.live) if op.kind in LINEAR else None
+    if place is not None:
+        seen = kernels.view(r.graph, r.makers, op.inputs[place])
+        path = seen.path.rpartition("/")[0] or seen.path if seen.path else op.scope
     else:
-        name = _count(r, name.replace("reduce_window_sum", "mean"))
-    r.layer[number] = name
+        kind = KINDS.get(op.kind, op.kind)
+        path = f"{op.scope}/{kind}".lstrip("/")
+    path = path or op.kind
+    name = names.use(path, r.counts[path])
+    r.counts[path] += 1
+    bits = bits_of(r.config, path, name)
+    if place is not None and bits.weights is not None:
+        axis = kernels.channels(op, place)
+        size = np.prod(r.graph.avals[op.inputs[place]].shape, dtype=int)
+        own = r.namer.name(seen, size, axis, bits.weights, name)
+        r.weights[number] = Weight(own, place, axis, bits.weights)
+    r.layer[number], r.bits[number] = name, bits
+    r.paths[path] = r.paths[name] = None
     if op.kind in LINEAR or r.config.activation == "static":
         r.reads[number] = inputs
     for value in op.outputs:
         r.chain[value], r.names[value] = number, name
 
 
-def _count(r: _Reading, name: str) -> str:
-    name = name.replace("reduce_sum", "mean").replace("add_any", "add")
-    r.counts[name] += 1
-    return name if r.counts[name] == 1 else f"{name}_{r.counts[name] - 1}"
+def _biased(r: _Reading, number: int, weight: Weight) -> Weight:
+    """A weight with its bias: what the next operation adds to the product."""
+    (product,) = r.graph.ops[number].outputs
+    if not _continues(r, product):
+        return weight
+    op = r.graph.ops[r.readers[product][0]]
+    others = [v for v in op.inputs if v != product]
+    if op.kind not in ("add", "sub") or not others:
+        return weight
+    return kernels.with_bias(r.graph, r.makers, weight, others[0])
+
+
+def _floats(r: _Reading) -> tuple[str, ...]:
+    """The operations on floats, each kind once for each module."""
+    found = (
+        f"{op.kind} at {op.scope or 'the top'!r}"
+        for op in r.graph.ops
+        if op.kind not in MOVES and r.floats.intersection(op.outputs)
+    )
+    return tuple(dict.fromkeys(found))
 
 
 def _integer(r: _Reading, op: Op, inputs: list[int], roots: set[int]) -> bool:
@@ -228,30 +276,3 @@ def _continues(r: _Reading, value: int) -> bool:
     return maker.kind in SUMS and (
         op.kind == "mul" or (op.kind == "div" and op.inputs[0] == value)
     )
-
-
-def _weight(r: _Reading, op: Op) -> Weight | None:
-    """The kernel of a convolution or matrix product; None between two activations."""
-    for position in (1, 0):
-        if op.inputs[position] in r.live:
-            continue
-        value = op.inputs[position]
-        while value in r.makers and r.graph.ops[r.makers[value]].kind in VIEWS:
-            value = r.graph.ops[r.makers[value]].inputs[0]
-        if value in r.graph.inputs:
-            path = r.graph.paths[r.graph.inputs.index(value)].partition("/")[2]
-        else:  # computed from parameters
-            path = f"{op.scope}/kernel".lstrip("/")
-        return Weight(path, position, _channels(op, position), 8)
-    return None
-
-
-def _channels(op: Op, position: int) -> int | None:
-    """The axis of a kernel that the output channels lie along, if it is one."""
-    numbers = op.equation.params["dimension_numbers"]
-    if op.kind == "conv_general_dilated":
-        return numbers.rhs_spec[0] if position == 1 else None
-    contracted, batch = numbers
-    taken = {*contracted[position], *batch[position]}
-    free = set(range(op.equation.invars[position].aval.ndim)) - taken
-    return free.pop() if len(free) == 1 and not batch[position] else None

@@ -1,5 +1,6 @@
 """Running a graph with its tensors quantized, by whatever arithmetic."""
 
+import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ from jaxtyping import Array
 
 from jaxkd.compress.quantize.fake import Grid
 from jaxkd.compress.quantize.graph import Graph, Op, evaluate
-from jaxkd.compress.quantize.plan import Plan, Point, Weight
+from jaxkd.compress.quantize.kernels import Weight
+from jaxkd.compress.quantize.plan import Plan, Point
 
 
 class Tensor(NamedTuple):
@@ -25,7 +27,8 @@ class Arithmetic(NamedTuple):
 
     Attributes:
       activation: `(point, x) -> Tensor`, at every point of the plan.
-      weight: `(weight, kernel) -> Tensor`, at every kernel of the plan.
+      weight: `(weight, kernel, x, bias) -> Tensor`, at every kernel of the plan; `x` is
+        what it is multiplied with, `bias` what is added to the product, or None.
       linear: `(op, weight or None, tensors) -> result` of a convolution or product.
       again: `(grid, x) -> x`, where numbers of a quantized tensor were moved.
       requantized: `(point, tensors) -> tensors`, before a concatenation.
@@ -33,7 +36,7 @@ class Arithmetic(NamedTuple):
     """
 
     activation: Callable[[Point, Array], Tensor]
-    weight: Callable[[Weight, Array], Tensor]
+    weight: Callable[[Weight, Array, Tensor, Array | None], Tensor]
     linear: Callable[[Op, str, Weight | None, list[Tensor]], Array]
     again: Callable[[Grid, Array], Array]
     requantized: Callable[[Point, list[Tensor]], list[Tensor]]
@@ -77,14 +80,17 @@ def run(graph: Graph, plan: Plan, args: list[Any], arithmetic: Arithmetic) -> An
 
     for number, x in zip(graph.inputs, args, strict=True):
         keep(number, x)
-    for i, op in enumerate(graph.ops):
+    fixed = [not plan.live.intersection(op.inputs) for op in graph.ops]
+    for op in itertools.compress(graph.ops, fixed):  # first: kernels need their biases
         tensors = [values[n] for n in op.inputs]
-        if not plan.live.intersection(op.inputs):
-            for n, x in zip(op.outputs, _fixed(op, tensors, arithmetic), strict=True):
-                values[n] = Tensor(x)
+        for n, x in zip(op.outputs, _fixed(op, tensors, arithmetic), strict=True):
+            values[n] = Tensor(x)
+    for i, op in enumerate(graph.ops):
+        if fixed[i]:
             continue
+        tensors = [values[n] for n in op.inputs]
         if i in plan.linear:
-            results = [_linear(op, i, plan, tensors, arithmetic)]
+            results = [_linear(op, i, plan, values, arithmetic)]
         else:
             point = plan.points.get(op.outputs[0])
             if op.kind == "concatenate" and point:
@@ -119,11 +125,11 @@ def _fixed(op: Op, tensors: list[Tensor], arithmetic: Arithmetic) -> list[Array]
 
 
 def _linear(
-    op: Op, number: int, plan: Plan, tensors: list[Tensor], arithmetic: Arithmetic
+    op: Op, number: int, plan: Plan, values: dict[int, Tensor], arithmetic: Arithmetic
 ) -> Array:
-    weight = plan.weights.get(number)
+    weight, tensors = plan.weights.get(number), [values[n] for n in op.inputs]
     if weight:
-        kernel = arithmetic.weight(weight, tensors[weight.position].value)
-        tensors = list(tensors)
-        tensors[weight.position] = kernel
+        kernel, x = tensors[weight.position], tensors[1 - weight.position]
+        bias = None if weight.bias is None else values[weight.bias].value
+        tensors[weight.position] = arithmetic.weight(weight, kernel.value, x, bias)
     return arithmetic.linear(op, plan.linear[number], weight, tensors)

@@ -141,7 +141,7 @@ def test_ranges_never_measured_are_named(folded):
     config = Q.Quantization()
     net, params, state = Q.quantized(*folded, config, SHAPE)
     for use in (Q.deployed, Q.integer):
-        with pytest.raises(ValueError, match=r"9 of 9 static ranges .*\(add, conv1"):
+        with pytest.raises(ValueError, match=r"9 of 9 static .*\(:input, add, conv1"):
             use(net, params, state, config)
         with pytest.raises(ValueError, match="state has no ranges"):
             use(net, params, {}, config)

@@ -26,7 +26,7 @@ def test_every_tensor_between_layers_has_a_range(folded):
     _, (_, params, state) = quantized(folded)
     # The sum with its ReLU is one tensor; bias and ReLU belong to their layer.
     assert sorted(state["ranges"]) == [
-        "add", "conv1", "conv2", "depth", "head", "input", "mean", "point", "stem",
+        ":input", "add", "conv1", "conv2", "depth", "head", "mean", "point", "stem",
     ]  # fmt: skip
     assert jax.tree.structure(params) == jax.tree.structure(folded[1])
 
@@ -53,10 +53,10 @@ def test_ranges_move_in_training_only(folded):
     run = jax.jit(lambda s, x: net.apply(params, s, x, train=True)[1])
     one = run(state, x)
     # The input's range is the images' own; then halfway to the next one's.
-    assert float(one["ranges"]["input"]["high"]) == pytest.approx(x.max())
+    assert float(one["ranges"][":input"]["high"]) == pytest.approx(x.max())
     two = run(one, 3 * x)
-    assert float(two["ranges"]["input"]["high"]) == pytest.approx(2 * x.max())
-    assert float(two["ranges"]["input"]["low"]) == pytest.approx(2 * x.min())
+    assert float(two["ranges"][":input"]["high"]) == pytest.approx(2 * x.max())
+    assert float(two["ranges"][":input"]["low"]) == pytest.approx(2 * x.min())
     assert {int(r["count"]) for r in two["ranges"].values()} == {2}
 
 
@@ -202,7 +202,7 @@ def test_dropout_draws_only_in_training():
     net = from_linen(Dropped())
     variables = jax.jit(net.init)(jax.random.key(0), images())
     q, params, state = Q.quantized(net, *variables, Q.Quantization(), SHAPE)
-    assert sorted(state["ranges"]) == ["head", "hidden", "input"]
+    assert sorted(state["ranges"]) == [":input", "head", "hidden"]
     x = images()
     runs = [
         q.apply(params, state, x, train=True, key=jax.random.key(i)) for i in (0, 1)
@@ -284,12 +284,12 @@ def test_what_belongs_to_a_layer_and_what_is_one():
     net = from_linen(Sums())
     variables = jax.jit(net.init)(jax.random.key(0), images())
     for activation, names in [
-        ("static", "input conv other add add_1 concatenate mean mean_1 head"),
+        ("static", ":input conv other add add:1 concatenate mean mean:1 head"),
         ("dynamic", ""),
     ]:
         config = Q.Quantization(activation=activation)
         _, _, state = Q.quantized(net, *variables, config, SHAPE)
-        wanted = set(names.split()) | ({"head.input"} if names else set())
+        wanted = set(names.split()) | ({"head:input"} if names else set())
         assert set(state["ranges"]) == wanted  # softmax is in floats until it is read
 
 
