@@ -40,8 +40,8 @@ A row of metrics.jsonl has "stage" (its name), "kind", "model", and
 
 * of a training epoch: "epoch" (from 1), "seconds", "images/s", "loss", "loss/NAME" for
   each term, "norm/grad", and "accuracy" and "nll" on the validation images;
-* of a search: "trial" (from 1), "tokens", "values", "reward", "macs", "parameters",
-  "seconds";
+* of a search: "trial" (from 1), "tokens", "values", "reward" (null for a candidate that
+  failed, with "error"), "macs", "parameters", "seconds";
 * of a prune stage: "dropped" (units removed by group), "macs", "parameters";
 * of a transfer: "copied" (how many variables), "fresh" (paths of the others); of a
   quantize stage without epochs: "calibrated" (images); of an export: "files".

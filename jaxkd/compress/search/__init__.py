@@ -38,7 +38,6 @@ from jaxkd.compress.search._random import RandomState, random_search, sample
 from jaxkd.compress.search._resnet_space import resnet_base, resnet_space
 from jaxkd.compress.search._run import Evaluate, Trial, best, run, trials
 from jaxkd.compress.search._space import Space
-from jaxkd.compress.search._tabular import Table, regret_rows, regrets, table
 
 __all__ = [
     "AnnealState",
@@ -51,7 +50,6 @@ __all__ = [
     "RandomState",
     "Rung",
     "Space",
-    "Table",
     "TableError",
     "Tokens",
     "Trial",
@@ -71,8 +69,6 @@ __all__ = [
     "pool",
     "proxy",
     "random_search",
-    "regret_rows",
-    "regrets",
     "resnet_base",
     "resnet_space",
     "run",
@@ -80,7 +76,6 @@ __all__ = [
     "short_training",
     "successive_halving",
     "synflow",
-    "table",
     "table_errors",
     "trained",
     "training_program",

@@ -21,7 +21,8 @@ class Controller(NamedTuple):
       init: `seed -> state`.
       propose: `(state, feasible) -> (tokens, state)`; the tokens are feasible.
       observe: `(state, tokens, reward) -> state`; greater rewards are better. Results
-        may come later than the next proposals, but in the order of their proposals.
+        may come later than the next proposals, but in the order of their proposals;
+        that of a candidate whose evaluation failed never comes.
       settings: all that makes this controller different from another, for JSON: part
         of what identifies a search in its journal.
     """

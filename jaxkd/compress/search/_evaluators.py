@@ -65,8 +65,9 @@ def short_training(
 
     Returns:
       From tokens to `{"reward", "accuracy", "loss", "diverged"}`: the reward is the
-      mean accuracy on the held-out data, 0 if a loss was not finite; "accuracy" is
-      that of each seed, "loss" the mean of the last epoch.
+      mean accuracy on the held-out data, that of a seed whose loss was not finite being
+      0; "accuracy" is that of each seed, "loss" the mean of the last epoch. It raises a
+      FloatingPointError if no seed had a finite loss.
     """
     _check.whole(1)("epochs", epochs)
     _check.whole(1)("seeds", seeds)
@@ -77,6 +78,12 @@ def short_training(
             space.net(tokens), course, epochs, seeds, first_seed
         )
         finite = np.isfinite(losses).all(-1)
+        if not finite.any():
+            epoch = int(np.isfinite(losses[0]).argmin()) + 1
+            raise FloatingPointError(
+                f"the loss is {losses[0, epoch - 1]} in epoch {epoch}: lower the "
+                "learning rate"
+            )
         return {
             "reward": float(np.where(finite, accuracies, 0.0).mean()),
             "accuracy": accuracies.tolist(),

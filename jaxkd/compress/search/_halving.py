@@ -85,7 +85,8 @@ def successive_halving(
         rungs.append(Rung(effort, trials))
         if len(left) == 1:
             return rungs
-        ranked = sorted(trials, key=lambda trial: -trial.reward)
+        sound = [trial for trial in trials if not trial.error]
+        ranked = sorted(sound, key=lambda trial: -trial.reward)
         left = [trial.tokens for trial in ranked[: max(1, len(left) // eta)]]
 
 

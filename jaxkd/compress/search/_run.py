@@ -1,13 +1,12 @@
 """The loop of every search: propose, evaluate, write down, observe."""
 
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jaxkd import _check
 from jaxkd.compress.search import _journal as journals
@@ -22,15 +21,18 @@ class Trial(NamedTuple):
 
     Attributes:
       tokens: the candidate.
-      reward: greater is better.
+      reward: greater is better; -inf if the evaluation failed.
       seconds: what its evaluation took.
-      info: what else the evaluation said.
+      info: what else the evaluation returned.
+      error: why it failed: what it raised, or that its reward was not finite; empty if
+        it did not.
     """
 
     tokens: Tokens
     reward: float
     seconds: float
     info: Mapping[str, Any]
+    error: str = ""
 
 
 def run(
@@ -55,6 +57,10 @@ def run(
     larger budget it goes on further. Tokens that were proposed before are not evaluated
     again; the controller observes their known reward.
 
+    A candidate whose evaluation raises an exception, or whose reward is not finite, has
+    failed: it is one of the `budget`, its reason is in the journal, it is not tried
+    again, and the controller does not observe it. To try it again, delete its line.
+
     Args:
       controller: e.g. `anneal(...)`.
       evaluate: from tokens to a reward, or to a mapping with "reward" and other things
@@ -72,16 +78,17 @@ def run(
         is observed, e.g. the number of processes. It is part of the sequence: with 2,
         each candidate is chosen without the one before it.
       repeats: a search that proposes known tokens so often in a row ends early.
-      progress: called with each newly evaluated trial.
+      progress: called with each newly evaluated trial, failed ones included.
 
     Returns:
-      The different candidates in the order in which they were first proposed. They do
-      not depend on the timing of processes or on interruptions.
+      The different candidates in the order in which they were first proposed, failed
+      ones included. They do not depend on the timing of processes or on interruptions.
 
     Raises:
-      ValueError: if the journal is of another search, or a reward is not finite; the
-        candidates before it are in the journal.
-      RuntimeError: if the controller finds no feasible candidate.
+      ValueError: if the journal is of another search.
+      KeyError: if an evaluation returns a mapping without "reward".
+      RuntimeError: if the controller finds no feasible candidate, or every candidate
+        failed, with the reason of the first.
     """
     for name, value in {"budget": budget, "ahead": ahead, "repeats": repeats}.items():
         _check.whole(1)(name, value)
@@ -91,9 +98,16 @@ def run(
         _all_feasible(known, feasible, journal)
         desk = _Desk(evaluate, executor, append, progress, known, {})
         try:
-            return _loop(controller, desk, budget, feasible, seed, ahead, repeats)
+            found = _loop(controller, desk, budget, feasible, seed, ahead, repeats)
         finally:
             desk.wait_for(None)
+    if found and all(trial.error for trial in found):
+        again = "" if journal is None else f"; to try them again, delete {journal}"
+        raise RuntimeError(
+            f"all {len(found)} candidates failed; the first, {found[0].tokens}: "
+            f"{found[0].error}{again}"
+        )
+    return found
 
 
 def _loop(controller, desk, budget, feasible, seed, ahead, repeats) -> list[Trial]:
@@ -112,7 +126,9 @@ def _loop(controller, desk, budget, feasible, seed, ahead, repeats) -> list[Tria
         waiting.append(tokens)
         if len(waiting) >= ahead:
             first = waiting.popleft()
-            state = controller.observe(state, first, desk.wait_for(first).reward)
+            trial = desk.wait_for(first)
+            if not trial.error:
+                state = controller.observe(state, first, trial.reward)
     return [desk.wait_for(tokens) for tokens in order]
 
 
@@ -153,29 +169,52 @@ class _Desk(NamedTuple):
                 raise failure
         return None if tokens is None else self.known[tokens]
 
-    def _keep(self, tokens: Tokens, result: tuple[Any, float]) -> None:
-        found, seconds = result
+    def _keep(self, tokens: Tokens, result: tuple[Any, str, float]) -> None:
+        found, error, seconds = result
         info = dict(found) if isinstance(found, Mapping) else {"reward": found}
         if "reward" not in info:
             raise KeyError(f"an evaluation must have 'reward', got {sorted(info)}")
         reward = float(info.pop("reward"))
-        if not np.isfinite(reward):
-            raise ValueError(f"the reward of {tokens} must be finite, got {reward}")
-        trial = Trial(tokens, reward, round(seconds, 4), info)
-        self.append({**trial._asdict(), "at": len(self.known)})
+        if not error and not math.isfinite(reward):
+            error = f"the reward is {reward}"
+        trial = Trial(
+            tokens, -math.inf if error else reward, round(seconds, 4), info, error
+        )
+        self.append({**_line(trial), "at": len(self.known)})
         self.known[tokens] = trial
         self.progress(trial)
 
 
-def timed(evaluate: Evaluate, tokens: Tokens) -> tuple[Any, float]:
-    """The result of an evaluation and its seconds, wherever it runs."""
+def timed(evaluate: Evaluate, tokens: Tokens) -> tuple[Any, str, float]:
+    """Evaluate a candidate: the result, what was raised instead, and the seconds.
+
+    The exception becomes text here, where it was raised: not all can be sent from one
+    process to another.
+    """
     begin = time.perf_counter()
-    return evaluate(tokens), time.perf_counter() - begin
+    found: Any = {"reward": math.nan}
+    error = ""
+    try:
+        found = evaluate(tokens)
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    return found, error, time.perf_counter() - begin
+
+
+def _line(trial: Trial) -> journals.Line:
+    """A trial for the journal; JSON has no -inf."""
+    line = trial._asdict()
+    if not trial.error:
+        del line["error"]
+        return line
+    return {**line, "reward": None}
 
 
 def _trial(line: journals.Line) -> Trial:
+    error = line.get("error", "")
+    reward = -math.inf if error else line["reward"]
     return Trial(
-        tuple(line["tokens"]), line["reward"], line["seconds"], line.get("info", {})
+        tuple(line["tokens"]), reward, line["seconds"], line.get("info", {}), error
     )
 
 
@@ -199,7 +238,7 @@ def trials(journal: str | os.PathLike) -> list[Trial]:
 def best(
     found: str | os.PathLike | Iterable[Trial], feasible: Feasible = anything
 ) -> Trial:
-    """The trial with the greatest reward; of several, the first.
+    """The trial with the greatest reward; of several, the first. Failed ones never.
 
     A search evaluates feasible candidates only, so that this is one.
 
@@ -210,7 +249,7 @@ def best(
       feasible: another limit, to choose under afterwards.
 
     Raises:
-      ValueError: if there is no trial, or none feasible.
+      ValueError: if there is no trial, or none feasible, or each of these failed.
 
     Example:
       >>> one, two = Trial((0,), 0.5, 1.0, {}), Trial((1,), 0.7, 1.0, {})
@@ -225,4 +264,10 @@ def best(
     allowed = [trial for trial in found if feasible(trial.tokens)]
     if not allowed:
         raise ValueError(f"none of the {len(found)} trials is feasible")
-    return max(allowed, key=lambda trial: trial.reward)
+    sound = [trial for trial in allowed if not trial.error]
+    if not sound:
+        raise ValueError(
+            f"all {len(allowed)} trials failed; the first, {allowed[0].tokens}: "
+            f"{allowed[0].error}"
+        )
+    return max(sound, key=lambda trial: trial.reward)

@@ -32,8 +32,13 @@ def run(stage: Search, job: Job) -> Made:
             seed=job.config.seed,
             journal=job.folder / "journal.jsonl",
             settings=settings,
-            progress=lambda trial: tick({"reward": trial.reward}),
+            progress=lambda trial: tick(
+                {} if trial.error else {"reward": trial.reward}
+            ),
         )
+    for trial in found:
+        if trial.error:
+            job.warn(f"{stage.name}: candidate {trial.tokens} failed: {trial.error}")
     cost = search.parameters(space, world.image_shape)
     macs = search.macs(space, world.image_shape)
     rows = [
@@ -42,7 +47,11 @@ def run(stage: Search, job: Job) -> Made:
             "trial": number,
             "tokens": list(trial.tokens),
             "values": space.values(trial.tokens),
-            "reward": trial.reward,
+            **(
+                {"reward": None, "error": trial.error}
+                if trial.error
+                else {"reward": trial.reward}
+            ),
             "macs": int(macs(trial.tokens)),
             "parameters": int(cost(trial.tokens)),
             "seconds": trial.seconds,

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from jaxkd.compress import search
+from tests.compress.search import tabular
 
 ROOT = pathlib.Path(__file__).parents[3]
-TABLE = search.table((4, 4, 4), seed=3)
+TABLE = tabular.table((4, 4, 4), seed=3)
 CONTROLLERS = {
     "anneal": search.anneal(TABLE.sizes, (0, 0, 0)),
     "evolve": search.evolve(TABLE.sizes, population=6, tournament=3),
@@ -154,21 +155,65 @@ def test_what_an_evaluation_says_besides_is_kept(tmp_path):
     assert np.isnan(trial.info["loss"])
 
 
-@pytest.mark.parametrize(
-    ("result", "error", "message"),
-    [
-        (float("nan"), ValueError, "must be finite, got nan"),
-        ({"score": 1.0}, KeyError, r"must have 'reward', got \['score'\]"),
-    ],
-)
-def test_no_reward_no_result(tmp_path, result, error, message):
+@pytest.mark.parametrize("ahead", [1, 3])
+@each
+def test_a_candidate_that_fails_is_recorded_and_the_search_goes_on(
+    controller, ahead, tmp_path
+):
+    path, calls = tmp_path / "j.jsonl", []
+
+    def fragile(tokens):
+        calls.append(tokens)
+        if tokens[0] == 1:
+            raise MemoryError("too large")
+        return float("nan") if tokens[1] == 2 else TABLE.reward(tokens)
+
+    how = {"budget": 30, "ahead": ahead}
+    found = search.run(controller, fragile, journal=path, **how)
+    assert [trial.tokens for trial in found] == calls and len(set(calls)) == 30
+    reasons = {trial.tokens: trial.error for trial in found if trial.error}
+    assert reasons == {
+        tokens: "MemoryError: too large" if tokens[0] == 1 else "the reward is nan"
+        for tokens in calls
+        if tokens[0] == 1 or tokens[1] == 2
+    }
+    assert 0 < len(reasons) < 30 and not search.best(found).error
+    assert all(t.reward == -np.inf for t in found if t.error)
+    # Strict JSON, and nothing is evaluated again; also after a cut in the middle.
+    strict = lambda text: json.loads(text, parse_constant=pytest.fail)
+    assert len([*map(strict, path.read_text().splitlines())]) == 31
+    calls.clear()
+    assert search.run(controller, fragile, journal=path, **how) == found
+    assert calls == []
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:17]))
+    assert same(search.run(controller, fragile, journal=path, **how), found)
+    assert calls == [trial.tokens for trial in found[16:]]
+
+
+def test_if_every_candidate_fails_the_first_reason_is_told(tmp_path):
+    path, listed = tmp_path / "j.jsonl", [(0, 0), (0, 1)]
+
+    def broken(tokens):
+        raise KeyError(f"no layer {tokens[1]}")
+
+    message = r"all 2 candidates failed; the first, \(0, 0\): KeyError: .*no layer 0.*"
+    with pytest.raises(RuntimeError, match=f"{message}delete {path}"):
+        search.run(search.in_order(listed), broken, budget=2, journal=path)
+    with pytest.raises(RuntimeError, match=message):
+        search.run(search.in_order(listed), sum, budget=2, journal=path)
+    with pytest.raises(ValueError, match="all 2 trials failed; the first"):
+        search.best(path)
+
+
+def test_an_evaluation_without_a_reward_ends_the_search(tmp_path):
     path, calls = tmp_path / "j.jsonl", []
 
     def evaluate(tokens):
         calls.append(tokens)
-        return result if len(calls) == 4 else 1.0
+        return {"score": 1.0} if len(calls) == 4 else 1.0
 
-    with pytest.raises(error, match=message):
+    with pytest.raises(KeyError, match=r"must have 'reward', got \['score'\]"):
         search.run(CONTROLLERS["random"], evaluate, budget=9, journal=path)
     assert [trial.tokens for trial in search.trials(path)] == calls[:3]
 
@@ -215,14 +260,11 @@ def test_results_beside_a_failure_are_kept(tmp_path):
 
     def evaluate(tokens):
         if tokens == listed[0]:
-            raise OSError("the disk is full")
+            return {}
         time.sleep(0.05)
         return 1.0
 
-    with (
-        ThreadPoolExecutor(3) as threads,
-        pytest.raises(OSError, match="the disk is full"),
-    ):
+    with ThreadPoolExecutor(3) as threads, pytest.raises(KeyError, match="'reward'"):
         how = {"budget": 3, "journal": path, "executor": threads, "ahead": 3}
         search.run(search.in_order(listed), evaluate, **how)
     assert {trial.tokens for trial in search.trials(path)} == set(listed[1:])

@@ -1,20 +1,19 @@
-"""A space whose every reward is known: to compare controllers by their regret."""
+"""A space whose every reward is known, to compare controllers by their regret."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxkd import _check
-from jaxkd.compress.search._controller import (
+from jaxkd.compress.search import (
     Controller,
     Feasible,
     Tokens,
     anything,
-    check_choices,
+    best,
+    run,
 )
-from jaxkd.compress.search._run import best, run
 
 
 class Table(NamedTuple):
@@ -64,8 +63,7 @@ def table(
       >>> table().rewards.shape
       (6, 6, 6, 6, 6)
     """
-    sizes = check_choices(sizes)
-    _check.not_negative("rugged", rugged)
+    sizes = tuple(sizes)
     rng = np.random.default_rng(seed)
     rewards = np.zeros(sizes)
     for place, n in enumerate(sizes):
@@ -102,7 +100,6 @@ def regrets(
     Returns:
       For each name `[seeds]`: the optimum's reward minus the best one found, >= 0.
     """
-    _check.whole(1)("seeds", seeds)
     top = table.optimum(feasible)[1]
 
     def regret(controller: Controller, seed: int) -> float:
@@ -115,23 +112,3 @@ def regrets(
         name: np.asarray([regret(controller, seed) for seed in range(seeds)])
         for name, controller in controllers.items()
     }
-
-
-def regret_rows(found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """The rows of a table of regrets, and who beats the first one in the median."""
-    baseline, *_ = found
-    median: Callable[[str], float] = lambda name: float(np.median(found[name]))
-    return [
-        {
-            "controller": name,
-            "median regret": f"{median(name):.3f}",
-            "mean regret": f"{values.mean():.3f}",
-            "optimum found": f"{np.mean(values <= 1e-9):.0%}",
-            f"better than {baseline}": (
-                "-"
-                if name == baseline
-                else ("yes" if median(name) < median(baseline) else "no")
-            ),
-        }
-        for name, values in found.items()
-    ]
