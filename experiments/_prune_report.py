@@ -37,9 +37,8 @@ def export_net(
     net: Net, variables: Any, image_shape: tuple[int, ...], path: pathlib.Path
 ) -> None:
     """Writes a pruned network as a file for the runtime."""
-    f = export.inference(prune.resized(net), *variables)
-    write = export.tflite if runtime().suffix == "tflite" else export.stablehlo
-    write(f, image_shape, path)
+    write: Any = export.tflite if runtime().suffix == "tflite" else export.stablehlo
+    write(prune.resized(net), *variables, path, image_shape=image_shape)
 
 
 def latency(paths: Sequence[pathlib.Path]) -> list[float]:

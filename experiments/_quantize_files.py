@@ -116,14 +116,16 @@ def write(subject: Subject, shape: tuple[int, ...], stem: pathlib.Path) -> Writt
     """
     cell, variables = subject.cell, subject.variables
     if why := why_not_litert(cell):
-        return _xla(_in_integers(subject), shape, stem, why)
+        net = export.function(_in_integers(subject))
+        return _xla(*net, shape, stem, why)
     path = stem.with_name(f"{stem.name}.tflite")
     if cell.activation == "dynamic":
         # Kernels of one scale a channel, by their abs-max: the recipe's own grid.
-        f, how = export.inference(subject.plain, *variables), "dynamic"
+        made = export.tflite(
+            subject.plain, *variables, path, image_shape=shape, quantize="dynamic"
+        )
     else:
-        f, how = quantize.deployed(subject.net, *variables, subject.config), "auto"
-    made = export.tflite(f, shape, path, quantized=how)
+        made = export.tflite(subject.net, *variables, path, image_shape=shape)
     return Written(path, "LiteRT", "", *_operations(made))
 
 
@@ -135,18 +137,26 @@ def write_float(
     runtime: str,
 ) -> Written:
     """Writes a network in float for a runtime."""
-    f = export.inference(net, *variables)
     if runtime == "XLA":
-        return _xla(f, shape, stem, "" if litert() else "no extra `litert`")
+        why = "" if litert() else "no extra `litert`"
+        return _xla(net, *variables, shape, stem, why)
     path = stem.with_name(f"{stem.name}.tflite")
-    return Written(path, runtime, "", *_operations(export.tflite(f, shape, path)))
+    made = export.tflite(net, *variables, path, image_shape=shape)
+    return Written(path, runtime, "", *_operations(made))
 
 
 def _xla(
-    f: Callable[[Array], Array], shape: tuple[int, ...], stem: pathlib.Path, why: str
+    net: Net,
+    params: Any,
+    state: Any,
+    shape: tuple[int, ...],
+    stem: pathlib.Path,
+    why: str,
 ) -> Written:
     path = stem.with_name(f"{stem.name}.stablehlo")
-    made = export.stablehlo(f, shape, path, platforms=["cpu"])
+    made = export.stablehlo(
+        net, params, state, path, image_shape=shape, platforms=["cpu"]
+    )
     return Written(path, "XLA", why, *_operations(made))
 
 

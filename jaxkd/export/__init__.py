@@ -1,17 +1,23 @@
-"""Export: a trained network as a file that runs without this library."""
+"""Export: a trained network as a file that runs without this library.
 
+A module with an underscore holds the function of its name, e.g. `_onnx.py` holds
+`export.onnx`; the others are helpers.
+"""
+
+from jaxkd.export._latency import latency
 from jaxkd.export._load import Program, evaluate, load
 from jaxkd.export._onnx import onnx
 from jaxkd.export._stablehlo import stablehlo
 from jaxkd.export._tflite import tflite
-from jaxkd.export.latency import latency
-from jaxkd.export.program import inference, plain
-from jaxkd.export.report import Report
+from jaxkd.export.network import function, inference
+from jaxkd.export.program import plain
+from jaxkd.export.write import Report
 
 __all__ = [
     "Program",
     "Report",
     "evaluate",
+    "function",
     "inference",
     "latency",
     "load",

@@ -13,7 +13,7 @@ from jaxkd import _check, evaluate as score
 from jaxkd.data import Dataset
 from jaxkd.data.augment import View
 from jaxkd.export import _onnx, _stablehlo, _tflite, files
-from jaxkd.export.report import batched
+from jaxkd.export.judge import batched
 
 
 class Program(NamedTuple):

@@ -1,14 +1,16 @@
 """ONNX: the plain program written operation by operation, int8 where it is marked."""
 
+import os
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxkd.export import files, program, report
+from jaxkd.compress.quantize import Quantization
+from jaxkd.export import census, files, network
 from jaxkd.export.onnx_graph import (
     INPUT,
     OUTPUT,
@@ -17,69 +19,86 @@ from jaxkd.export.onnx_graph import (
     tensor,
 )
 from jaxkd.export.onnx_rules import RULES
-from jaxkd.export.report import Report
+from jaxkd.export.write import Asked, Content, Report, write
+from jaxkd.models.net import Net
+from jaxkd.types import Params, State
 
 OPSET, IR_VERSION = 17, 8
 SAME_SUM = ("reshape", "squeeze", "broadcast_in_dim")
 
 
 def onnx(
-    f: program.Function,
-    image_shape: Sequence[int],
-    path: Any,
+    net: Net,
+    params: Params,
+    state: State,
+    path: str | os.PathLike,
     *,
+    quantize: Quantization | None = None,
     batch: int | None = None,
     **options: Any,
 ) -> Report:
-    """Writes a function of images as an ONNX file, for ONNX Runtime and others.
+    """Writes a network as an ONNX file, for ONNX Runtime and others.
 
     The graph is written from the traced program: it does not matter what library the
     layers are from. Images enter as `[batch, height, width, channels]` and are
-    channels first inside. Values that pass through `quant.fake_quant` become uint8
-    activations, int8 kernels and int32 biases, between which ONNX Runtime finds its
-    integer kernels. Only inference of convolutional networks is covered; loops are not.
+    channels first inside. A network from `compress.quantize.quantized` is written with
+    uint8 activations, int8 kernels and int32 biases, between which ONNX Runtime finds
+    its integer kernels; where both operands of every product are quantized, so must
+    all the rest be. The file is there only if ONNX Runtime computes with it what the
+    network does, up to `tolerance` or `steps`. Loops are written out.
 
     Args:
-      f: images to logits, its parameters closed over, e.g. from `inference`.
-      image_shape: `(height, width, channels)` of one image.
+      net: a network, quantized or not; any function of images by `export.function`.
+      params: its parameters; they become constants.
+      state: its state, calibrated or trained if it is quantized.
       path: of the file, in a directory that exists; replaced if it is there.
+      quantize: the configuration that `net` was quantized with; it is known from the
+        network, and given only to be sure.
       batch: how many images a call takes; None for any number.
-      **options: `name`, `classes`, `examples`, `float_ops` and `measure`, as in
-        `report.options`.
+      **options: `inputs` or `image_shape`, `name`, `classes`, `float_ops`,
+        `tolerance`, `steps` and `measure`, as in `write.options`. With
+        `tolerance=None`, ONNX Runtime is not needed; the operations are then counted
+        as written, not after its optimisation.
 
     Returns:
-      What was written. The comparison with JAX and the count of integer operations
-      after optimisation need ONNX Runtime; without it the graph is counted as written.
+      What was written.
 
     Raises:
-      ImportError: without the package `onnx`.
+      ImportError: without the packages `onnx` and `onnxruntime`.
       NotImplementedError: if the program has an operation that is not covered; it
         names the operation and its place in the network.
-      ValueError: if a product that was marked as quantized did not become integer.
+      ValueError: if the file differs from the network by more than the limit; if a
+        weight or input is not finite; if anything of a quantized network stays in
+        float that `float_ops` does not allow; if `quantize` does not fit the network.
       FileNotFoundError: if there is no directory to write to.
 
     References:
       ONNX operators, opset 17. https://onnx.ai/onnx/operators/
       Quantize ONNX models. https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
-    files.check_directory(path)
-    package("onnx")
-    asked = report.options(image_shape, batch, **options)
-    closed = program.trace(f, image_shape, batch)
-    model = emit(closed)
-    notes = files.notes("onnx", image_shape, batch, asked.name, asked.classes)
-    model.metadata_props.add(key=files.KEY, value=notes)
-    blob = model.SerializeToString()
-    run = runner(blob, 1)[0] if has_runtime() else None
-    return report.finish(
-        f,
-        closed,
-        blob,
+
+    def emit_content(closed: Any, asked: Asked) -> Content:
+        package("onnx")
+        if asked.limits.tolerance is not None:
+            package("onnxruntime")
+        model = emit(closed)
+        notes = files.notes("onnx", asked.image_shape, batch, *asked[3:5])
+        model.metadata_props.add(key=files.KEY, value=notes)
+        blob = model.SerializeToString()
+        return Content(blob, count(blob))
+
+    return write(
+        "onnx",
+        net,
+        params,
+        state,
         path,
-        format="onnx",
-        ops=count(blob),
-        run=run,
-        options=asked,
+        function_of=network.as_marked,
+        emit=emit_content,
+        quantize=quantize,
+        portable=True,
+        batch=batch,
+        **options,
     )
 
 
@@ -166,7 +185,7 @@ def _model(graph: Graph, inputs: tuple, outputs: tuple) -> Any:
     )
 
 
-def count(blob: bytes) -> tuple[Counter, Counter]:
+def count(blob: bytes) -> census.Operations:
     """Operations of integers and of floats, as ONNX Runtime runs them if it is here."""
     import onnx as library
 
@@ -183,22 +202,25 @@ MOVES = {
 FLOAT_OUT = ("DequantizeLinear", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 
 
-def count_nodes(graph: Any) -> tuple[Counter, Counter]:
+def count_nodes(graph: Any) -> census.Operations:
     """Sorts operations by what their inputs are, followed from the graph's input."""
     floats = {value.name for value in graph.input}
-    integer, real = Counter[str](), Counter[str]()
+    integer, places = Counter[str](), dict[str, list[str]]()
     stored = {c.name for c in graph.initializer}
     for made in graph.node:
         quantized = made.op_type.startswith("QLinear") or made.op_type == "QGemm"
         fed = [n for n in made.input if n and n not in stored]
         is_float = not quantized and any(n in floats for n in fed)
-        if made.op_type not in MOVES:
-            (real if is_float else integer)[made.op_type] += 1
+        if made.op_type not in MOVES and is_float:
+            places.setdefault(made.op_type, []).append(census.place(made.output[0]))
+        elif made.op_type not in MOVES:
+            integer[made.op_type] += 1
         to_float = made.op_type == "QGemm" and len(made.input) < 8
         passed_on = is_float and made.op_type != "QuantizeLinear"
         if made.op_type in FLOAT_OUT or to_float or passed_on:
             floats |= set(made.output)
-    return integer, real
+    counts = Counter({name: len(at) for name, at in places.items()})
+    return census.Operations(integer, counts, places)
 
 
 def has_runtime() -> bool:
@@ -225,9 +247,8 @@ def session(blob: bytes, threads: int = 1, optimised: str = "") -> Any:
     runtime = package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
-    options.log_severity_level = (
-        3  # it warns that the optimised graph is this machine's
-    )
+    # It warns that the optimised graph is this machine's.
+    options.log_severity_level = 3
     if optimised:
         options.optimized_model_filepath = optimised
     return runtime.InferenceSession(blob, options, providers=["CPUExecutionProvider"])

@@ -1,8 +1,10 @@
 """StableHLO: the plain program by `jax.export`, for every platform that XLA has."""
 
 import contextlib
+import functools
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,8 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd.export import census, files, program, report
-from jaxkd.export.report import Report
+from jaxkd.compress.quantize import Quantization
+from jaxkd.export import census, files, network, program
+from jaxkd.export.write import Asked, Content, Report, write
+from jaxkd.models.net import Net
+from jaxkd.types import Params, State
 
 # Behind the program, where readers of jax.export do not look: the notes, their length
 # in 8 bytes, and this.
@@ -19,65 +24,86 @@ MAGIC = b"JAXKD-HL"
 
 
 def stablehlo(
-    f: program.Function,
-    image_shape: Sequence[int],
-    path: Any,
+    net: Net,
+    params: Params,
+    state: State,
+    path: str | os.PathLike,
     *,
+    quantize: Quantization | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     batch: int | None = None,
     **options: Any,
 ) -> Report:
-    """Writes a function of images as StableHLO, which JAX alone can read.
+    """Writes a network as StableHLO, which JAX alone can read.
 
     `jax.export.deserialize(bytearray(open(path, "rb").read())).call(images)` runs it
-    in a process that has neither flax nor this library. Constants keep their types:
-    int8 kernels stay int8. For products of integers, give a function that computes in
-    them, as `jaxkd.compress.quantize.integer` makes it: fake quantization is refused.
+    in a process that has neither flax nor this library. A network from
+    `compress.quantize.quantized` keeps its kernels in int8 and multiplies in integers.
+    The file is there only if XLA computes with it what the network does, up to
+    `tolerance` or `steps`.
 
     Args:
-      f: images to logits, its parameters closed over, e.g. from `inference`.
-      image_shape: `(height, width, channels)` of one image.
+      net: a network, quantized or not; any function of images by `export.function`.
+      params: its parameters; they become constants.
+      state: its state, calibrated or trained if it is quantized.
       path: of the file, in a directory that exists; replaced if it is there.
+      quantize: the configuration that `net` was quantized with; it is known from the
+        network, and given only to be sure.
       platforms: where the file is to run, in one file.
       batch: how many images a call takes; None for any number.
-      **options: `name`, `classes`, `examples`, `float_ops` and `measure`, as in
-        `report.options`.
+      **options: `inputs` or `image_shape`, `name`, `classes`, `float_ops`,
+        `tolerance`, `steps` and `measure`, as in `write.options`.
 
     Returns:
       What was written. Its operations are convolutions and matrix products alone.
 
     Raises:
-      ValueError: if `f` is fake-quantized, or `f` cannot take any number of images and
-        `batch` is None.
+      ValueError: if the file differs from the network by more than the limit, or
+        cannot be compared because this machine is none of the platforms; if a weight
+        or input is not finite; if a quantized product stays in float that `float_ops`
+        does not allow; if the network cannot take any number of images and `batch` is
+        None.
       FileNotFoundError: if there is no directory to write to.
 
     References:
       Exporting and serializing staged-out computations.
       https://docs.jax.dev/en/latest/export/export.html
     """
-    files.check_directory(path)
-    asked = report.options(image_shape, batch, **options)
-    closed = program.trace(f, image_shape, batch)
-    if any(True for _ in census.fake_quants(closed)):
-        raise ValueError(
-            "f is fake-quantized, which StableHLO would compute in float: give the "
-            "function that computes in integers, of compress.quantize.integer"
-        )
-    exported = jax.export.export(jax.jit(program.plain(f)), platforms=list(platforms))
-    with _without_locations():
-        content = bytes(exported(program.image(image_shape, batch)).serialize())
-    notes = files.notes("stablehlo", image_shape, batch, asked.name, asked.classes)
-    blob = content + footer(content, notes)
-    here = jax.default_backend() in [_PLATFORM.get(p, p) for p in platforms]
-    return report.finish(
-        f,
-        closed,
-        blob,
+
+    def emit(closed: Any, asked: Asked) -> Content:
+        if any(True for _ in census.fake_quants(closed)):
+            raise ValueError(
+                "the function is marked for a converter (quantize.deployed), and XLA "
+                "would compute it in float: give the quantized network itself, "
+                "export.stablehlo(net, params, state, path, ...)"
+            )
+        here = jax.default_backend() in [_PLATFORM.get(p, p) for p in platforms]
+        if not here and asked.limits.tolerance is not None:
+            raise ValueError(
+                f"{path} was not written: a file for {list(platforms)} cannot be "
+                f"compared with the network on this machine ({jax.default_backend()}); "
+                "add its platform, or pass tolerance=None to write it unseen"
+            )
+        plain = jax.jit(functools.partial(program.call, closed))
+        exported = jax.export.export(plain, platforms=list(platforms))
+        with _without_locations():
+            image = jax.ShapeDtypeStruct(closed.in_avals[0].shape, np.float32)
+            content = bytes(exported(image).serialize())
+        notes = files.notes("stablehlo", asked.image_shape, batch, *asked[3:5])
+        return Content(content + footer(content, notes), count(closed))
+
+    return write(
+        "stablehlo",
+        net,
+        params,
+        state,
         path,
-        format="stablehlo",
-        ops=count(closed),
-        run=runner(blob, path, 1)[0] if here else None,
-        options=asked,
+        function_of=network.as_integers,
+        emit=emit,
+        quantize=quantize,
+        portable=False,
+        batch=batch,
+        **options,
     )
 
 
@@ -96,16 +122,20 @@ def _without_locations() -> Iterator[None]:
 _PLATFORM = {"cuda": "gpu", "rocm": "gpu"}
 
 
-def count(closed: Any) -> tuple[Counter, Counter]:
+def count(closed: Any) -> census.Operations:
     """Products of integers and of floats."""
-    integer, floats = Counter[str](), Counter[str]()
+    integer, places = Counter[str](), dict[str, list[str]]()
     for equation in closed.jaxpr.eqns:
         name = equation.primitive.name
         if name in census.PRODUCTS:
             types = [v.aval.dtype for v in equation.invars]
-            whole = all(np.issubdtype(t, np.integer) for t in types)
-            (integer if whole else floats)[name] += 1
-    return integer, floats
+            if all(np.issubdtype(t, np.integer) for t in types):
+                integer[name] += 1
+            else:
+                at = census.place(f"{equation.source_info.name_stack}/{name}")
+                places.setdefault(name, []).append(at)
+    floats = Counter({name: len(at) for name, at in places.items()})
+    return census.Operations(integer, floats, places)
 
 
 def footer(content: bytes, notes: str) -> bytes:

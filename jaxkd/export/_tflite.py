@@ -1,46 +1,56 @@
 """LiteRT (.tflite): StableHLO through Google's converter, without TensorFlow."""
 
 import contextlib
+import functools
 import io
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxkd import _check
-from jaxkd.export import census, files, program, report
-from jaxkd.export.report import Report
+from jaxkd.compress.quantize import Quantization
+from jaxkd.export import census, files, network, program
+from jaxkd.export.write import Asked, Content, Report, write
+from jaxkd.models.net import Net
+from jaxkd.types import Params, State
 
 MAGIC = b"TFL3"  # at byte 4, the flatbuffer's own
 RECIPES = {"dynamic": "dynamic_wi8_afp32", "weight_only": "weight_only_wi8_afp32"}
 
 
 def tflite(
-    f: program.Function,
-    image_shape: Sequence[int],
-    path: Any,
+    net: Net,
+    params: Params,
+    state: State,
+    path: str | os.PathLike,
     *,
-    quantized: str | bool = "auto",
+    quantize: Quantization | str | None = None,
     batch: int = 1,
     **options: Any,
 ) -> Report:
-    """Writes a function of images as a .tflite file, for phones and microcontrollers.
+    """Writes a network as a .tflite file, for phones and microcontrollers.
 
-    Values that pass through `quant.fake_quant` become int8; where both operands of
-    every product do, so must all the rest. Images and logits are float32 at the edges.
+    A network from `compress.quantize.quantized` is written in int8; where both
+    operands of every product are quantized, so must all the rest be. Images and logits
+    are float32 at the edges. The file is there only if LiteRT computes with it what
+    the network does, up to `tolerance` or `steps`.
 
     Args:
-      f: images to logits, its parameters closed over, e.g. from `inference`.
-      image_shape: `(height, width, channels)` of one image.
+      net: a network, quantized or not; any function of images by `export.function`.
+      params: its parameters; they become constants.
+      state: its state, calibrated or trained if it is quantized.
       path: of the file, in a directory that exists; replaced if it is there.
-      quantized: "auto" does what is marked in `f`, and False refuses marks. Of an `f`
-        in float, "dynamic" stores int8 kernels and quantizes activations by their
-        range in each call; "weight_only" stores int8 kernels and computes in float.
+      quantize: the configuration that `net` was quantized with; it is known from the
+        network, and given only to be sure. Of a network in float, "dynamic" stores
+        int8 kernels and quantizes activations by their range in each call;
+        "weight_only" stores int8 kernels and computes in float.
       batch: how many images a call takes.
-      **options: `name`, `classes`, `examples`, `float_ops` and `measure`, as in
-        `report.options`.
+      **options: `inputs` or `image_shape`, `name`, `classes`, `float_ops`,
+        `tolerance`, `steps` and `measure`, as in `write.options`.
 
     Returns:
       What was written. Operations of int8 kernels and float activations, which LiteRT
@@ -48,40 +58,50 @@ def tflite(
 
     Raises:
       ImportError: without the packages of the extra `litert`.
-      ValueError: if a product that was marked as quantized did not become integer, or
-        `quantized` does not fit what is marked in `f`.
+      ValueError: if the file differs from the network by more than the limit; if a
+        weight or input is not finite; if anything of a quantized network stays in
+        float that `float_ops` does not allow; if `quantize` does not fit the network.
       FileNotFoundError: if there is no directory to write to.
 
     References:
       LiteRT 8-bit quantization specification.
       https://ai.google.dev/edge/litert/models/quantization_spec
     """
-    files.check_directory(path)
-    _check.one_of("auto", False, *RECIPES)("quantized", quantized)
-    asked = report.options(image_shape, batch, **options)
-    for package in ("litert_converter", "ai_edge_litert"):
-        files.optional(package, "litert")
-    closed = program.trace(f, image_shape, batch)
-    marked = any(True for _ in census.fake_quants(closed))
-    if marked and quantized != "auto":
-        raise ValueError(
-            f"f is marked as quantized: quantized={quantized!r} does not fit"
-        )
-    exported = jax.export.export(jax.jit(program.plain(f)), platforms=["cpu"])
-    blob = convert(exported(program.image(image_shape, batch)), strict=marked)
-    if quantized in RECIPES:
-        blob = quantize(blob, RECIPES[str(quantized)])
-    notes = files.notes("tflite", image_shape, batch, asked.name, asked.classes)
-    blob = with_notes(blob, notes)
-    return report.finish(
-        f,
-        closed,
-        blob,
+    recipe = quantize if isinstance(quantize, str) else None
+    if recipe is not None:
+        _check.one_of(*RECIPES)("quantize", recipe)
+
+    def emit(closed: Any, asked: Asked) -> Content:
+        for package in ("litert_converter", "ai_edge_litert"):
+            files.optional(package, "litert")
+        marked = any(True for _ in census.fake_quants(closed))
+        if marked and recipe is not None:
+            raise ValueError(
+                f"quantize={recipe!r} is for a network in float, and net is quantized: "
+                "leave it out"
+            )
+        plain = jax.jit(functools.partial(program.call, closed))
+        exported = jax.export.export(plain, platforms=["cpu"])
+        image = jax.ShapeDtypeStruct(closed.in_avals[0].shape, np.float32)
+        blob = convert(exported(image), strict=marked)
+        if recipe is not None:
+            blob = rounded(blob, RECIPES[recipe])
+        notes = files.notes("tflite", asked.image_shape, batch, *asked[3:5])
+        blob = with_notes(blob, notes)
+        return Content(blob, count(blob), recipe is not None)
+
+    return write(
+        "tflite",
+        net,
+        params,
+        state,
         path,
-        format="tflite",
-        ops=count(blob),
-        run=runner(blob, 1)[0],
-        options=asked,
+        function_of=network.as_marked,
+        emit=emit,
+        quantize=None if isinstance(quantize, str) else quantize,
+        portable=True,
+        batch=batch,
+        **options,
     )
 
 
@@ -111,7 +131,7 @@ def convert(exported: Any, strict: bool) -> bytes:
         return bytes(api.export_flatbuffer_to_bytes(module.operation))
 
 
-def quantize(blob: bytes, recipe: str) -> bytes:
+def rounded(blob: bytes, recipe: str) -> bytes:
     """A float file with int8 kernels, by a recipe of ai-edge-quantizer."""
     quantizer = files.optional("ai_edge_quantizer.quantizer", "litert")
     recipes = files.optional("ai_edge_quantizer.recipe", "litert")
@@ -164,11 +184,11 @@ MOVES = {
 }
 
 
-def count(blob: bytes) -> tuple[Counter, Counter]:
+def count(blob: bytes) -> census.Operations:
     """Operations of integers and of floats, by the types of their tensors."""
     schema, model = _schema(), _model(blob)
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if k.isupper()}
-    integer, floats = Counter[str](), Counter[str]()
+    integer, places = Counter[str](), dict[str, list[str]]()
     for graph in model.subgraphs:
         real = lambda i, g=graph: g.tensors[i].type == schema.TensorType.FLOAT32
         for operator in graph.operators:
@@ -182,8 +202,10 @@ def count(blob: bytes) -> tuple[Counter, Counter]:
             elif census.is_product(name) and not real(inputs[1]):
                 integer[f"{name} (hybrid)"] += 1
             else:
-                floats[name] += 1
-    return integer, floats
+                at = census.place(_text(graph.tensors[operator.outputs[0]].name))
+                places.setdefault(name, []).append(at)
+    floats = Counter({name: len(at) for name, at in places.items()})
+    return census.Operations(integer, floats, places)
 
 
 def interpreter(blob: bytes, threads: int | None) -> Any:

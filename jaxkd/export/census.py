@@ -34,6 +34,20 @@ class Wanted(NamedTuple):
     bytes: int
 
 
+class Operations(NamedTuple):
+    """Operations of a file, by name; moves and conversions are not counted.
+
+    Attributes:
+      integer: how many compute in integers.
+      floats: how many compute in floats.
+      places: of those in float, the modules that they are of, one for each.
+    """
+
+    integer: Counter
+    floats: Counter
+    places: dict[str, list[str]]
+
+
 def attributes(equation: Any) -> dict[str, Any]:
     """The attributes of a `jax.lax.composite`, as they were given."""
     value = lambda leaf: getattr(leaf, "val", leaf)
@@ -89,30 +103,84 @@ def fake_quants(closed: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
             yield equation, attributes(equation)
 
 
-def check(path: str, wanted: Wanted, integer: Counter, floats: Counter, allowed=()):
+def check(path: str, wanted: Wanted, ops: Operations, allowed: Any = ()) -> None:
     """What is marked as quantized must have become integer in the file.
 
     Args:
       path: of the file, for the message.
       wanted: what the program asks for.
-      integer: operations of integers in the file, by name.
-      floats: operations of floats in the file, by name; conversions are not counted.
-      allowed: names of operations that may stay in float.
+      ops: operations in the file.
+      allowed: names of operations that may stay in float, or "any".
 
     Raises:
       ValueError: if a product that was marked is not integer; or, where every product
-        was marked, if anything is left in float that is not allowed. It lists them.
+        was marked, if anything is left in float that is not allowed. It lists the
+        operations and their places.
     """
-    products = sum(integer[name] for name in integer if is_product(name))
-    left = {name: n for name, n in floats.items() if name not in allowed}
+    products = sum(ops.integer[name] for name in ops.integer if is_product(name))
+    left = {name: at for name, at in ops.places.items() if name not in allowed}
     everything = wanted.integer and not wanted.real and not wanted.weight_only
-    if products < wanted.integer or (everything and left):
-        listed = ", ".join(f"{n} {name}" for name, n in sorted(floats.items()))
-        raise ValueError(
-            f"{path} was not written: of {wanted.integer} quantized products "
-            f"{products} became integer; in float are {listed or 'none'}. Each input "
-            "and output of these needs its own range, or name them in float_ops"
-        )
+    if allowed == "any" or (products >= wanted.integer and not (everything and left)):
+        return
+    raise ValueError(
+        f"{path} was not written: of {wanted.integer} quantized products {products} "
+        f"became integer, and in float are {listed(left) or 'none'}. To accept them, "
+        f'pass float_ops="any", or these: float_ops={sorted(left)}. For a file of '
+        "integers alone, use operations that have integer kernels (relu, relu6, "
+        "hard_swish, sigmoid, sums, means, concatenations) in their places"
+    )
+
+
+def listed(places: dict[str, list[str]]) -> str:
+    """Operations with their places, as text.
+
+    >>> listed({"Tanh": ["head", "head"], "Exp": ["stem"]})
+    'Exp (in stem), 2 Tanh (in head)'
+    """
+    parts = []
+    for name, at in sorted(places.items()):
+        count = f"{len(at)} " if len(at) > 1 else ""
+        shown = list(dict.fromkeys(at))
+        more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
+        parts.append(f"{count}{name} (in {', '.join(shown[:6])}{more})")
+    return ", ".join(parts)
+
+
+def place(scope: str) -> str:
+    """The module of a name scope, e.g. of a tensor's name in a file.
+
+    >>> place("jit(g)/Net/block/conv/add"), place("Net/dot_general1"), place("f")
+    ('block/conv', 'the network itself', 'the network itself')
+    """
+    parts = scope.split(";")[0].split("/")
+    if parts[0].startswith("jit("):
+        parts = parts[1:]
+    return "/".join(parts[1:-1]) or "the network itself"
+
+
+def check_finite(closed: Any) -> None:
+    """Refuses constants with NaN, and infinite kernels.
+
+    An infinite number elsewhere may be meant, as in the mask of an attention.
+
+    Raises:
+      ValueError: with the operation that reads it and its place.
+    """
+    arrays = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    for equation in closed.jaxpr.eqns:
+        kernel = equation.primitive.name in PRODUCTS or is_fake_quant(equation)
+        for v in equation.invars:
+            array = None if hasattr(v, "val") else arrays.get(v)
+            if array is None or not np.issubdtype(array.dtype, np.inexact):
+                continue
+            wide = np.asarray(array, np.float32)
+            if np.isnan(wide).any() or (kernel and np.isinf(wide).any()):
+                name, scope = equation.primitive.name, equation.source_info.name_stack
+                raise ValueError(
+                    f"a constant of shape {array.shape} is not finite (NaN or "
+                    f"infinite): {name} reads it in {place(f'{scope}/{name}')}; "
+                    "nothing was written"
+                )
 
 
 def is_product(name: str) -> bool:

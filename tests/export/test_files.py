@@ -12,7 +12,7 @@ from jax import lax
 from jaxkd import _files, data, export
 from jaxkd.compress import quantize
 from jaxkd.data import augment
-from jaxkd.export import files
+from jaxkd.export import _onnx, _stablehlo, _tflite, files
 from jaxkd.models import cnn
 from tests.export import nets
 
@@ -33,7 +33,13 @@ def written(tmp_path_factory):
     for format in FORMATS:
         write = getattr(export, format)
         path = folder / f"net.{format}"
-        reports[format] = write(f, nets.SHAPE, path, name="toy", classes=CLASSES)
+        reports[format] = write(
+            *export.function(f),
+            path,
+            image_shape=nets.SHAPE,
+            name="toy",
+            classes=CLASSES,
+        )
     return folder, f, reports
 
 
@@ -82,7 +88,9 @@ def test_files_of_another_version_are_refused(tmp_path, monkeypatch, format):
     path = tmp_path / f"new.{format}"
     with monkeypatch.context() as later:
         later.setattr(files, "VERSION", 99)
-        getattr(export, format)(lambda x: x.mean((1, 2)), nets.SHAPE, path)
+        getattr(export, format)(
+            *export.function(lambda x: x.mean((1, 2))), path, image_shape=nets.SHAPE
+        )
     with pytest.raises(ValueError, match="new.*version 99"):
         export.load(path)
 
@@ -122,15 +130,20 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path, format):
         raise AssertionError("traced")
 
     with pytest.raises(FileNotFoundError, match="no directory .*none"):
-        write(never, nets.SHAPE, tmp_path / "none" / "a")
+        write(*export.function(never), tmp_path / "none" / "a", image_shape=nets.SHAPE)
     with pytest.raises(ValueError, match="directory"):
-        write(never, nets.SHAPE, tmp_path)
-    with pytest.raises(ValueError, match=r"examples must be \[n, 8, 8, 3\]"):
-        write(never, nets.SHAPE, tmp_path / "a", examples=np.zeros((2, 8, 8, 1)))
+        write(*export.function(never), tmp_path, image_shape=nets.SHAPE)
+    with pytest.raises(ValueError, match=r"inputs must be \[n, 8, 8, 3\]"):
+        write(
+            *export.function(never),
+            tmp_path / "a",
+            image_shape=nets.SHAPE,
+            inputs=np.zeros((2, 8, 8, 1)),
+        )
     with pytest.raises(ValueError, match="image_shape"):
-        write(never, (8, 8.5, 3), tmp_path / "a")
+        write(*export.function(never), tmp_path / "a", image_shape=(8, 8.5, 3))
     with pytest.raises(TypeError, match="colour"):
-        write(f, nets.SHAPE, tmp_path / "a", colour=3)
+        write(*export.function(f), tmp_path / "a", image_shape=nets.SHAPE, colour=3)
     assert not list(tmp_path.iterdir())
 
 
@@ -201,16 +214,17 @@ def test_stablehlo_keeps_int8_constants_and_counts_integer_products(tmp_path):
         return total.astype(np.float32) * 1e-3
 
     path = tmp_path / "a.stablehlo"
-    report = export.stablehlo(f, nets.SHAPE, path)
+    report = export.stablehlo(*export.function(f), path, image_shape=nets.SHAPE)
     assert report.integer_ops == {"dot_general": 1} and report.float_ops == {}
     assert kernel.size < report.bytes < 1.1 * kernel.size + 4000
     np.testing.assert_array_equal(export.load(path)(nets.images()), f(nets.images()))
 
 
 @pytest.mark.bad_input
-def test_stablehlo_refuses_fake_quantization(tmp_path):
-    with pytest.raises(ValueError, match=r"compress\.quantize\.integer"):
-        export.stablehlo(nets.int8_net(), nets.SHAPE, tmp_path / "a")
+def test_stablehlo_refuses_what_is_marked_for_a_converter(tmp_path):
+    net = export.function(nets.int8_net())
+    with pytest.raises(ValueError, match="give the quantized network itself"):
+        export.stablehlo(*net, tmp_path / "a", image_shape=nets.SHAPE)
 
 
 def test_accuracy_of_a_file_is_that_of_the_function(tmp_path):
@@ -226,7 +240,12 @@ def test_accuracy_of_a_file_is_that_of_the_function(tmp_path):
         return flat @ kernel - (kernel**2).sum(0, keepdims=True) / 2
 
     path = tmp_path / "digits.onnx"
-    export.onnx(f, split.images.shape[1:], path, classes=split.classes)
+    export.onnx(
+        *export.function(f),
+        path,
+        image_shape=split.images.shape[1:],
+        classes=split.classes,
+    )
     program = export.load(path)
     found = export.evaluate(program, split, view=view, batch_size=100)
     expected = np.mean(np.argmax(f(seen), -1) == split.labels)
@@ -246,7 +265,10 @@ def test_latency_is_measured_in_turns(written):
     medians([lambda: order.append("a"), lambda: order.append("b")], repeats=2, warmup=1)
     assert "".join(order) == "ab" + "abab"
     report = export.onnx(
-        nets.float_net(), nets.SHAPE, folder / "timed.onnx", measure=True
+        *export.function(nets.float_net()),
+        folder / "timed.onnx",
+        image_shape=nets.SHAPE,
+        measure=True,
     )
     assert report.milliseconds > 0
 
@@ -260,22 +282,161 @@ def test_a_stablehlo_file_does_not_depend_on_the_caller(tmp_path):
     def write(path, depth):
         if depth:
             return write(path, depth - 1)
-        return export.stablehlo(nets.float_net(), nets.SHAPE, path)
+        return export.stablehlo(
+            *export.function(nets.float_net()), path, image_shape=nets.SHAPE
+        )
 
     for depth in (0, 7):
         write(tmp_path / f"{depth}", depth)
     assert (tmp_path / "0").read_bytes() == (tmp_path / "7").read_bytes()
 
 
-@pytest.mark.parametrize("format", ["tflite", "onnx"])
-def test_a_pooling_network_becomes_integer_throughout(format, tmp_path):
+@pytest.fixture(scope="module")
+def quantized():
+    """A small network with pooling, calibrated, and some images."""
     net, shape = cnn([[4], [8]], hidden=[8], classes=5), (8, 8, 1)
     x = np.random.default_rng(0).uniform(size=(8, *shape)).astype(np.float32)
     config = quantize.Quantization()
     folded = quantize.fold(net, *net.init(jax.random.key(0), x), shape)
     net, params, state = quantize.quantized(*folded, config, shape)
     state = quantize.calibrate(net, params, state, [x])
-    f = quantize.deployed(net, params, state, config)
-    write = getattr(export, format)
-    report = write(f, shape, tmp_path / "net", batch=1, examples=x)
+    return folded, (net, params, state), config, x
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_quantized_network_becomes_integer_throughout(quantized, format, tmp_path):
+    _, made, config, x = quantized
+    path = tmp_path / "net"
+    report = getattr(export, format)(*made, path, inputs=x, batch=1, quantize=config)
     assert not report.float_ops and report.steps <= 1
+    net, params, state = made
+    wanted = net.apply(params, state, x, train=False)[0].logits
+    got = export.load(path)(x)
+    assert np.abs(got - wanted).max() == pytest.approx(report.difference, abs=1e-6)
+
+
+def test_integers_need_not_be_asked_for(quantized, tmp_path):
+    _, made, _, x = quantized
+    report = export.onnx(*made, tmp_path / "net", inputs=x, batch=1)
+    assert report.integer_ops["QLinearConv"] == 2 and not report.float_ops
+
+
+@pytest.mark.bad_input
+def test_what_is_quantized_is_not_written_in_float(quantized, tmp_path):
+    folded, made, config, x = quantized
+    with pytest.raises(ValueError, match="net is quantized.*export.tflite"):
+        export.inference(*made)
+    with pytest.raises(ValueError, match="net is not quantized.*calibrate"):
+        export.onnx(*folded, tmp_path / "a", inputs=x, quantize=config)
+    with pytest.raises(ValueError, match="state has the 'ranges' of a quantized"):
+        export.onnx(*folded[:2], made[2], tmp_path / "a", inputs=x)
+    other = quantize.Quantization(symmetric=True)
+    with pytest.raises(ValueError, match="configuration that net was quantized with"):
+        export.onnx(*made, tmp_path / "a", inputs=x, quantize=other)
+    with pytest.raises(ValueError, match="static ranges were never measured"):
+        fresh = quantize.quantized(*folded, config, x.shape[1:])
+        export.onnx(*fresh, tmp_path / "a", inputs=x)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_computes_something_else_is_not_left(
+    written, quantized, tmp_path, monkeypatch, format
+):
+    """Whatever goes wrong in a converter or a runtime."""
+    _, made, _, x = quantized
+    write, path = getattr(export, format), tmp_path / "a"
+    path.write_bytes(b"before")
+    module = {"tflite": _tflite, "onnx": _onnx, "stablehlo": _stablehlo}[format]
+    opened = module.runner
+
+    def wrong(*args):
+        run, notes = opened(*args)
+        return lambda images: run(images) + 0.1, notes
+
+    monkeypatch.setattr(module, "runner", wrong)
+    toy = export.function(nets.float_net())
+    for how in ({}, {"tolerance": 0.01}):
+        with pytest.raises(ValueError, match="differs .* by 0.1, .*pass tolerance="):
+            write(*toy, path, image_shape=nets.SHAPE, **how)
+    with pytest.raises(ValueError, match=r"differs .* steps .*pass steps="):
+        write(*made, path, inputs=x, batch=1)
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    report = write(*made, path, inputs=x, batch=1, steps=50)
+    assert 5 < report.steps < 50
+    assert write(*toy, path, image_shape=nets.SHAPE, tolerance=0.5).difference > 0.09
+    report = write(*toy, path, image_shape=nets.SHAPE, tolerance=None)
+    assert report.difference is None and "not known" in str(report)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.bad_input
+def test_numbers_that_are_not_finite_are_named(quantized, tmp_path, format, bad):
+    folded, (net, params, state), _, x = quantized
+    write, path = getattr(export, format), tmp_path / "a"
+    spoilt = lambda tree, *at: jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: (
+            np.full_like(leaf, bad) if tuple(k.key for k in keys) == at else leaf
+        ),
+        tree,
+    )
+    layer = next(name for name in params if "kernel" in params[name])
+    broken = spoilt(params, layer, "kernel")
+    with pytest.raises(ValueError, match=f"params/{layer}/kernel is not finite"):
+        write(net, broken, state, path, inputs=x, batch=1)
+    broken = spoilt(folded[1], layer, "kernel")
+    with pytest.raises(ValueError, match=f"params/{layer}/kernel is not finite"):
+        write(folded[0], broken, folded[2], path, inputs=x, batch=1)
+    tensor = next(iter(state["ranges"]))
+    broken = spoilt(state, "ranges", tensor, "high")
+    with pytest.raises(ValueError, match=f"state/ranges/{tensor}/high is not finite"):
+        write(net, params, broken, path, inputs=x, batch=1)
+    with pytest.raises(ValueError, match="inputs is not finite"):
+        write(net, params, state, path, inputs=np.full_like(x, bad), batch=1)
+    kernel = np.full((3, 2), bad, np.float32)
+    net = export.function(lambda x: x.mean((1, 2)) @ kernel)
+    with pytest.raises(ValueError, match=r"\(3, 2\) is not finite.*dot_general"):
+        write(*net, path, image_shape=nets.SHAPE, batch=1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.bad_input
+def test_outputs_that_are_not_finite_are_refused(tmp_path):
+    net = export.function(lambda x: jax.numpy.log(-jax.numpy.abs(x)).mean((1, 2)))
+    with pytest.raises(ValueError, match="network's own outputs are not finite"):
+        export.onnx(*net, tmp_path / "a", image_shape=nets.SHAPE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.bad_input
+def test_what_cannot_be_compared_is_not_written(tmp_path):
+    net, path = export.function(nets.float_net()), tmp_path / "a"
+    how = {"image_shape": nets.SHAPE, "platforms": ["tpu"]}
+    with pytest.raises(ValueError, match="cannot be compared.*tolerance=None"):
+        export.stablehlo(*net, path, **how)
+    assert export.stablehlo(*net, path, **how, tolerance=None).difference is None
+
+
+KILLED = """
+import os, signal, sys
+from jaxkd import _files
+path = sys.argv[1]
+_files.write(path, b"new", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_file(tmp_path):
+    path = tmp_path / "a.tflite"
+    ran = subprocess.run([sys.executable, "-c", KILLED, str(path)])
+    assert ran.returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".a.tflite.") and left.name.endswith(_files.PARTIAL)
+    own = tmp_path / ".a.tflite.notes"
+    own.write_text("of the user")
+    # What another process is still writing stays.
+    inside = lambda alive: _files.write(tmp_path / "b", b"two")
+    _files.write(path, b"one", inside)
+    assert {p.name for p in tmp_path.iterdir()} == {"a.tflite", "b", own.name}
+    assert path.read_bytes() == b"one"

@@ -176,6 +176,6 @@ def test_what_cannot_be_traced_says_what_to_do():
 def test_one_place_of_any_number_of_images(place, tmp_path):
     f = lambda x: x[:, place, place]
     path = tmp_path / "place.jaxexport"
-    export.stablehlo(f, (2, 2, 3), path)
+    export.stablehlo(*export.function(f), path, image_shape=(2, 2, 3))
     images = np.random.default_rng(0).normal(size=(5, 2, 2, 3)).astype(np.float32)
     np.testing.assert_array_equal(export.load(path)(images), images[:, place, place])

@@ -19,7 +19,7 @@ REST = {"ADD": 1, "MAX_POOL_2D": 1, "MEAN": 1}
 
 def write(tmp_path, f, **how):
     path = tmp_path / "a.tflite"
-    return export.tflite(f, nets.SHAPE, path, examples=nets.images(), **how)
+    return export.tflite(*export.function(f), path, inputs=nets.images(), **how)
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -45,12 +45,12 @@ def test_weights_alone_are_stored_as_integers(tmp_path):
 
 def test_dynamic_ranges_by_the_runtime(tmp_path, capsys):
     pytest.importorskip("ai_edge_quantizer")
-    report = write(tmp_path, nets.float_net(), quantized="dynamic")
+    report = write(tmp_path, nets.float_net(), quantize="dynamic")
     assert report.integer_ops == {f"{k} (hybrid)": n for k, n in WHOLE.items()}
     assert report.float_ops == REST
     # Kernels are rounded to 8 bits, so it is near but not equal.
     assert 1e-4 < report.difference < 0.05
-    report = write(tmp_path, nets.float_net(), quantized="weight_only")
+    report = write(tmp_path, nets.float_net(), quantize="weight_only")
     assert report.float_ops == WHOLE | REST and 1e-4 < report.difference < 0.05
     assert capsys.readouterr().out == ""
 
@@ -78,11 +78,11 @@ def test_what_stays_float_is_an_error_that_lists_it(tmp_path):
 
 @pytest.mark.bad_input
 def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="quantized must be one of"):
-        write(tmp_path, nets.float_net(), quantized="int3")
-    for quantized in (False, "dynamic"):
-        with pytest.raises(ValueError, match="marked as quantized"):
-            write(tmp_path, nets.int8_net(), quantized=quantized)
+    with pytest.raises(ValueError, match="quantize must be one of"):
+        write(tmp_path, nets.float_net(), quantize="int3")
+    for quantized in ("weight_only", "dynamic"):
+        with pytest.raises(ValueError, match="net is quantized"):
+            write(tmp_path, nets.int8_net(), quantize=quantized)
 
 
 @pytest.mark.parametrize("package", ["litert_converter", "ai_edge_litert"])

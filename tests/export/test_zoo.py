@@ -40,7 +40,9 @@ def test_float_networks_agree_with_jax(tmp_path, name, format):
     f = export.inference(net, params, state)
     how = {"batch": 1} if name == "vit_tiny" or format == "tflite" else {}
     path = tmp_path / f"a.{format}"
-    report = getattr(export, format)(f, (32, 32, 3), path, examples=x, **how)
+    report = getattr(export, format)(
+        *export.function(f), path, image_shape=(32, 32, 3), inputs=x, **how
+    )
     logits = jax.jit(f)(x)
     assert report.difference < 1e-4 * max(1, float(np.max(np.abs(logits))))
     assert float(np.std(logits)) > 0
@@ -58,8 +60,10 @@ def test_int8_is_small_and_integer(tmp_path, name):
     f = quantize.deployed(net, params, state, config)
     for write in (export.tflite, export.onnx):
         path = tmp_path / "float"
-        whole = write(before, shape, path, examples=x[:1])
-        small = write(f, shape, tmp_path / "int8", examples=x)
+        whole = write(*export.function(before), path, image_shape=shape, inputs=x[:1])
+        small = write(
+            *export.function(f), tmp_path / "int8", image_shape=shape, inputs=x
+        )
         print(whole, small, sep="\n")
         assert whole.bytes >= 3.6 * small.bytes
         assert small.float_ops == {}

@@ -1,7 +1,7 @@
 """export: files that run without this library."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import export
-from jaxkd.compress import quantize
-from jaxkd.pipeline import memory, networks
+from jaxkd.pipeline import memory
 from jaxkd.pipeline.config import Export
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.stages.job import Job, Made, row_of
@@ -84,29 +83,17 @@ def write(
             "onnx": export.onnx,
         }[format]
         report = write_one(
-            function(held, format),
-            world.image_shape,
+            held.net,
+            held.params,
+            held.state,
             path,
+            inputs=np.asarray(seen),
             batch=batch or None,
             name=name,
             classes=world.test.classes,
-            examples=np.asarray(seen),
         )
         found.append(_file(report, path, world, latency))
     return found
-
-
-def function(held: Held, format: str) -> Callable[..., Any]:
-    """What is exported: the network, or its integers if it is quantized."""
-    steps = [step["how"] for step in held.recipe if step["step"] == "quantize"]
-    if not steps:
-        return export.inference(held.net, held.params, held.state)
-    how = networks.quantization(steps[0])
-    variables = (held.net, held.params, held.state, how)
-    if format != "stablehlo":
-        return quantize.deployed(*variables)
-    apply, integers = quantize.integer(*variables)
-    return lambda x: apply(integers, x)
 
 
 def _file(
