@@ -105,7 +105,7 @@ def build(
             net = prune.resized(net)
         elif step["step"] == "fold":
             zeros = _zeros(before[0])
-            net, *_ = quantize.fold(net, *zeros, image_shape)
+            net, *_ = quantize.fold(net, *zeros, image_shape, check=False)
         elif step["step"] == "quantize":
             how = quantization(step["how"])
             net, *_ = quantize.quantized(net, params, state, how, image_shape)

@@ -7,16 +7,20 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from jaxkd import _tree
-from jaxkd.compress.quantize.graph import Graph, equations, trace
+from jaxkd.compress.quantize import finite, kernels
+from jaxkd.compress.quantize.graph import LINEAR, Graph, equations, trace
 from jaxkd.models.convolution import conv_general_dilated
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
 MARK = "fold:"  # names values of layers while the network is traced
+NO_VALUE = -1
+ROUNDING = 10  # times the root of the type's epsilon: .003 of the logits in float32
 
 
 class Norm(NamedTuple):
@@ -37,7 +41,13 @@ class Norm(NamedTuple):
 
 
 def fold(
-    net: Net, params: Params, state: State, image_shape: tuple[int, ...]
+    net: Net,
+    params: Params,
+    state: State,
+    image_shape: tuple[int, ...],
+    *,
+    examples: Any = None,
+    check: bool = True,
 ) -> tuple[Net, Params, State]:
     """The network without BatchNorm statistics, equal to the given one in inference.
 
@@ -48,7 +58,9 @@ def fold(
         W' = W g / sqrt(v + e)        b' = (b - m) g / sqrt(v + e) + h
 
     and is the identity from then on. Any other BatchNorm stays (see `unfolded`), as the
-    same affine map: scale g / sqrt(v + e), bias h - m g / sqrt(v + e).
+    same affine map: scale g / sqrt(v + e), bias h - m g / sqrt(v + e). So does that of
+    a layer whose kernel is not a parameter as it is, but computed from one (weight
+    normalisation), or shared. The logits are compared before anything is returned.
 
     Both are trained as they are: the network has no batch statistics any more, and
     behaves in training as it does in inference, dropout apart. That is what
@@ -61,6 +73,9 @@ def fold(
       params: its parameters, trained.
       state: its state, with the running statistics.
       image_shape: of one image, without the batch axis.
+      examples: inputs to compare the two networks on, `[n, *image_shape]`; two of
+        normal noise by default.
+      check: False leaves the comparison out, for variables that only have shapes.
 
     Returns:
       The folded network and its variables; `init` folds those of the given network.
@@ -68,7 +83,7 @@ def fold(
 
     Raises:
       ValueError: if a BatchNorm normalises another axis than the last, or lies in a
-        loop.
+        loop; if a variable is not finite; or if the folded network gives other logits.
 
     References:
       B. Jacob et al. Quantization and Training of Neural Networks for Efficient
@@ -76,6 +91,9 @@ def fold(
       section 3.2, equation 14.
     """
     norms = _norms(net, params, state, image_shape)
+    if examples is None:
+        examples = np.random.default_rng(0).normal(size=(2, *image_shape))
+    x = jnp.asarray(examples, jnp.float32)
     folded = {n.layer: path for path, n in norms.items() if n.layer is not None}
 
     # One program for all layers, where each operation would be compiled alone.
@@ -88,7 +106,32 @@ def fold(
         with nn.intercept_methods(_replaced(norms, set(folded))):
             return net.apply(params, state, x, **how)
 
-    return Net(init, apply), *variables(params, state)
+    new = Net(init, apply)
+    new_params, new_state = variables(params, state)
+    if check and norms:
+        finite.check_variables(params, state)
+        _same_logits(net, (params, state), new, (new_params, new_state), x)
+    return new, new_params, new_state
+
+
+def _same_logits(old: Net, variables: Any, new: Net, folded: Any, x: Any) -> None:
+    """Refuse a folded network whose logits are not those of the given one."""
+
+    @jax.jit
+    def compared(variables, folded, x):
+        a = old.apply(*variables, x, train=False)[0].logits
+        b = new.apply(*folded, x, train=False)[0].logits
+        size = jnp.finfo(a.dtype).eps ** 0.5 * ROUNDING * jnp.max(jnp.abs(a))
+        return jnp.max(jnp.abs(a - b)), size
+
+    difference, most = map(float, compared(variables, folded, x))
+    if not difference <= most:
+        raise ValueError(
+            f"the folded network's logits differ by {difference:.3g} from the given "
+            f"one's, by rounding at most {most:.3g}: a layer before a BatchNorm does "
+            "more than multiply by its kernel and add its bias. Fold this network by "
+            "hand, or replace its BatchNorms"
+        )
 
 
 def unfolded(
@@ -97,7 +140,8 @@ def unfolded(
     """Paths of the BatchNorms that `fold` cannot put into a layer before them.
 
     They follow a sum, a concatenation or the like (pre-activation networks), or a layer
-    whose output somebody else reads, or that is called in several places.
+    whose output somebody else reads, that is called in several places, or whose kernel
+    is computed from its parameter or read by somebody else (tied weights).
     """
     norms = _norms(net, params, state, image_shape)
     return [path for path, norm in norms.items() if norm.layer is None]
@@ -141,7 +185,9 @@ def _norms(
             lambda p, s, x: net.apply(p, s, x, train=False), params, state, image,
             whole=True,
         )  # fmt: skip
-    pairs = _pairs(graph)
+    marks = _marks(graph)
+    plain = _plain(graph, marks)
+    pairs = [(a if a in plain else None, b) for a, b in _pairs(graph, marks)]
     _no_norm_in_loops(graph)
     for path, module in modules.items():
         axes = module.axis if isinstance(module.axis, tuple) else (module.axis,)
@@ -156,7 +202,72 @@ def _norms(
     }
 
 
-def _pairs(graph: Graph) -> list[tuple[str | None, str | None]]:
+def _marks(graph: Graph) -> dict[int, tuple[str, str]]:
+    """For each operation that marks a value "layer" or "norm", and the path."""
+    names = {n: op.equation.params["name"] for n, op in enumerate(graph.ops)
+             if op.kind == "name"}  # fmt: skip
+    split = {n: name.removeprefix(MARK).partition(":") for n, name in names.items()
+             if name.startswith(MARK)}  # fmt: skip
+    return {n: (kind, path) for n, (kind, _, path) in split.items()}
+
+
+def _plain(graph: Graph, marks: dict[int, tuple[str, str]]) -> set[str]:
+    """Paths of the layers that are x * kernel + bias of parameters which they own.
+
+    Others compute their kernel from a parameter, do more with the product, or share a
+    parameter with somebody: scaling that parameter is not scaling their output.
+    """
+    made = kernels.makers(graph)
+    own: dict[str, set[int] | None] = {}  # the operations of all calls of a layer
+    for number, (kind, path) in marks.items():
+        if kind == "layer":
+            value = graph.ops[number].inputs[0]
+            call, known = _call(graph, made, path, value), own.get(path, set())
+            own[path] = None if call is None or known is None else call | known
+    readers: dict[str | None, set[int]] = {}
+    for number, op in enumerate(graph.ops):
+        if op.kind not in kernels.VIEWS:
+            for value in op.inputs:
+                root = kernels.view(graph, made, value).path
+                readers.setdefault(root, set()).add(number)
+    for value in graph.outputs:
+        readers.setdefault(kernels.view(graph, made, value).path, set()).add(-1)
+    return {
+        layer
+        for layer, ops in own.items()
+        if ops is not None
+        and all(
+            readers.get(f"{layer}/{name}", set()) <= ops for name in ("kernel", "bias")
+        )
+    }
+
+
+def _call(
+    graph: Graph, made: dict[int, int], layer: str, value: int
+) -> set[int] | None:
+    """The operations of a call of a layer with this result, or None of another form."""
+    ops: set[int] = set()
+    while value in made:
+        op = graph.ops[made[value]]
+        if op.kind in ("reshape", "squeeze", "convert_element_type"):
+            value = op.inputs[0]
+            continue
+        ops.add(made[value])
+        seen = [kernels.view(graph, made, v) for v in op.inputs]
+        if op.kind in LINEAR:
+            return ops if seen[1][1:3] == (f"{layer}/kernel", ()) else None
+        if op.kind != "add" or len(ops) > 1:
+            return None
+        bias = (f"{layer}/bias", ())
+        value = next(
+            (op.inputs[1 - i] for i in (1, 0) if seen[i][1:3] == bias), NO_VALUE
+        )
+    return None
+
+
+def _pairs(
+    graph: Graph, name: dict[int, tuple[str, str]]
+) -> list[tuple[str | None, str | None]]:
     """For each call the layer and the BatchNorm that alone reads it; None if none."""
     readers: dict[int, list[int]] = {}
     for number, op in enumerate(graph.ops):
@@ -164,15 +275,10 @@ def _pairs(graph: Graph) -> list[tuple[str | None, str | None]]:
             readers.setdefault(value, []).append(number)
     for value in graph.outputs:
         readers.setdefault(value, []).append(-1)
-    name = {
-        number: op.equation.params["name"].removeprefix(MARK).partition(":")
-        for number, op in enumerate(graph.ops)
-        if op.kind == "name" and op.equation.params["name"].startswith(MARK)
-    }
-    made = {graph.ops[n].outputs[0]: parts[2] for n, parts in name.items()
-            if parts[0] == "layer"}  # fmt: skip
+    made = {graph.ops[n].outputs[0]: path for n, (kind, path) in name.items()
+            if kind == "layer"}  # fmt: skip
     pairs: list[tuple[str | None, str | None]] = []
-    for number, (kind, _, path) in name.items():
+    for number, (kind, path) in name.items():
         if kind == "norm":
             value = graph.ops[number].inputs[0]
             alone = readers[value] == [number]

@@ -10,7 +10,13 @@ from jaxkd.compress import quantize as Q
 from jaxkd.models import ZOO
 from jaxkd.models._layers import conv
 from jaxkd.models.net import from_foreign, from_linen
+from tests.compress import foreign
 from tests.compress.quantize.nets import SHAPE, images, infer, made, small
+
+
+class Doubled(nn.Conv):
+    def __call__(self, inputs):
+        return 2 * super().__call__(inputs)
 
 
 class Parts(nn.Module):
@@ -55,6 +61,11 @@ class Parts(nn.Module):
         elif self.part == "one layer, two norms":
             layer = conv(1, 3, name="conv")
             x = bn("norm")(layer(x)) + bn("norm_b")(layer(2 * x))
+        elif self.part == "kernel read twice":
+            x = bn("norm")(nn.Conv(4, (3, 3), name="conv")(x))
+            x += jnp.square(self.variables["params"]["conv"]["kernel"]).mean()
+        elif self.part == "more than a bias":
+            x = bn("norm")(Doubled(4, (3, 3), name="conv")(x))
         elif self.part == "flat":
             x = bn("norm")(x.reshape(len(x), -1))
         elif self.part == "remat":
@@ -68,7 +79,7 @@ FOLDED = [
 ]  # fmt: skip
 STAY = [
     "tapped", "read twice", "after a sum", "one norm, two layers",
-    "one layer, two norms", "flat",
+    "one layer, two norms", "flat", "kernel read twice", "more than a bias",
 ]  # fmt: skip
 
 
@@ -97,6 +108,47 @@ def test_the_same_function_without_statistics(part):
     # Training uses no statistics either: the same outputs.
     np.testing.assert_allclose(train.logits, after.logits, atol=1e-6)
     assert jax.tree.structure(state) == jax.tree.structure(made(net)[1])  # not changed
+
+
+@pytest.mark.parametrize(
+    "name, stay",
+    [
+        ("weight_norm", ["BatchNorm_0"]),
+        ("spectral_norm", ["BatchNorm_0"]),
+        ("std_conv", ["BatchNorm_0", "BatchNorm_1"]),
+        ("binary", ["BatchNorm_0"]),
+        ("keywords", []),
+    ],
+)
+def test_kernels_that_are_computed_are_not_scaled(name, stay):
+    net, params, state, shape = foreign.made(name)
+    folded = Q.fold(net, params, state, shape)
+    x = foreign.inputs(name)
+    before, after = infer(net, params, state, x), infer(*folded, x)
+    np.testing.assert_allclose(after.logits, before.logits, rtol=1e-4, atol=1e-5)
+    assert Q.unfolded(net, params, state, shape) == stay
+    assert "BatchNorm_0" not in folded[2].get("batch_stats", {})
+
+
+@pytest.mark.bad_input
+def test_a_network_that_folding_would_change_is_refused():
+    class Halved(nn.BatchNorm):
+        def __call__(self, x):
+            return super().__call__(x) / 2
+
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = Halved(not train, name="norm")(nn.Conv(4, (3, 3), name="conv")(x))
+            return nn.Dense(3)(nn.relu(x).mean((1, 2))), {}
+
+    net = from_linen(Own())
+    params, state = made(net)
+    with pytest.raises(ValueError, match="folded network's logits differ by"):
+        Q.fold(net, params, state, SHAPE)
+    params["conv"]["kernel"] = params["conv"]["kernel"].at[0, 0, 0, 0].set(np.nan)
+    with pytest.raises(ValueError, match="params/conv/kernel must be finite: 1 of its"):
+        Q.fold(net, params, state, SHAPE)
 
 
 def test_kernel_and_bias_by_hand():
