@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxkd import _tree
-from jaxkd.compress.quantize import ranges
+from jaxkd.compress.quantize import finite, ranges
 from jaxkd.compress.quantize.graph import Op
 from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.names import key
@@ -39,8 +39,10 @@ def calibrate(
       The state; with dynamic ranges, or none, it is the given one.
 
     Raises:
-      ValueError: if there is no batch.
+      ValueError: if there is no batch, or if a variable, an image or a range is not
+        finite.
     """
+    finite.check_variables(params, {k: v for k, v in state.items() if k != RANGES})
     if not state.get(RANGES):
         return state
 
@@ -52,9 +54,11 @@ def calibrate(
     state = {**state, RANGES: jax.tree.map(jnp.zeros_like, state[RANGES])}
     seen = 0
     for x in batches:
+        finite.check(f"batches[{seen}]", x)
         state, seen = observe(params, state, x), seen + 1
     if not seen:
         raise ValueError("batches must hold at least one batch, got none")
+    finite.check("state", state)
     return state
 
 
@@ -98,7 +102,7 @@ def bias_correction(
       The parameters.
 
     Raises:
-      ValueError: if there is no batch.
+      ValueError: if there is no batch, or if an image is not finite.
 
     References:
       M. Nagel, M. van Baalen, T. Blankevoort, M. Welling. Data-Free Quantization
@@ -108,6 +112,8 @@ def bias_correction(
     batches = list(batches)
     if not batches:
         raise ValueError("batches must hold at least one batch, got none")
+    for number, x in enumerate(batches):
+        finite.check(f"batches[{number}]", x)
 
     order: dict[str, None] = {}  # of the layers as they run; a tree's is the alphabet's
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxkd.compress.quantize import finite
 from jaxkd.compress.quantize.config import Quantization
 from jaxkd.compress.quantize.fake import Grid, integers, levels
 from jaxkd.compress.quantize.kernels import Weight
@@ -84,7 +85,7 @@ def deployed(net: Net, params: Params, state: State, config: Quantization) -> De
       ValueError: if a static range was never measured, or a variable is not finite,
         naming the tensors.
     """
-    check_calibrated(state, config)
+    check_ready(params, state, config)
     params, state = jax.tree.map(np.asarray, (params, state))
     found, plan = grids(net, params, state)
 
@@ -105,12 +106,13 @@ def _faked_without_dynamic_ranges(context: Context) -> Arithmetic:
     return faked(context)._replace(activation=lambda _, x: Tensor(x))
 
 
-def check_calibrated(state: State, config: Quantization) -> None:
-    """Refuses static ranges that were never measured.
+def check_ready(params: Params, state: State, config: Quantization) -> None:
+    """Refuse variables that are not finite and static ranges that were never measured.
 
     Raises:
       ValueError: naming the tensors.
     """
+    finite.check_variables(params, state)
     if config.activation != "static":
         return
     if RANGES not in state:

@@ -10,7 +10,7 @@ from jaxkd import _tree
 
 
 def check(name: str, tree: Any) -> None:
-    """Refuse a tree with a NaN or an infinity; traced leaves are not looked at.
+    """Refuse a tree with a NaN or an infinity; what has no numbers yet is passed over.
 
     Args:
       name: of the tree, for the message: "params".
@@ -20,9 +20,7 @@ def check(name: str, tree: Any) -> None:
       ValueError: naming the leaf, how many of its numbers are not finite, and one.
     """
     for path, leaf in _tree.flatten(tree).items():
-        if isinstance(leaf, jax.core.Tracer) or not hasattr(leaf, "dtype"):
-            continue
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not _is_known(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
         values = np.asarray(leaf, np.float32)
         bad = ~np.isfinite(values)
@@ -32,6 +30,16 @@ def check(name: str, tree: Any) -> None:
                 f"{where} must be finite: {int(bad.sum())} of its {bad.size} numbers "
                 f"are not, the first is {values[bad][0]}"
             )
+
+
+def _is_known(leaf: Any) -> bool:
+    """Whether the numbers are here to be looked at."""
+    if isinstance(leaf, jax.core.Tracer):
+        return False
+    here = getattr(
+        leaf, "is_fully_addressable", True
+    )  # not on other processes' devices
+    return isinstance(leaf, jax.Array | np.ndarray) and here
 
 
 def check_variables(params: Any, state: Any) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxkd import _tree, cost
 from jaxkd.compress.quantize.config import Quantization
-from jaxkd.compress.quantize.deploy import check_calibrated, collect
+from jaxkd.compress.quantize.deploy import check_ready, collect
 from jaxkd.compress.quantize.fake import Grid, integers
 from jaxkd.compress.quantize.graph import Op
 from jaxkd.compress.quantize.kernels import Weight
@@ -63,9 +63,10 @@ def integer(
       parameters that anything but a quantized kernel is made from; "state".
 
     Raises:
-      ValueError: if a static range was never measured, naming the tensors.
+      ValueError: if a static range was never measured, or a variable is not finite,
+        naming the tensors.
     """
-    check_calibrated(state, config)
+    check_ready(params, state, config)
     known: list[Known] = []
     kernels = jax.jit(lambda p, s: _kernels(net, p, s, known))(params, state)
     params = {k: v for k, v in params.items() if k != STEPS}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxkd import _tree
-from jaxkd.compress.quantize import ranges
+from jaxkd.compress.quantize import finite, ranges
 from jaxkd.compress.quantize.config import Quantization, bits_of, check_patterns
 from jaxkd.compress.quantize.fake import fake_quant, lsq, lsq_start, weight_grid
 from jaxkd.compress.quantize.graph import LINEAR, Graph, equations, trace
@@ -84,9 +84,11 @@ def quantized(
 
     Raises:
       ValueError: if the network has BatchNorm statistics or no layer to quantize, if a
-        layer lies in a loop, or if a pattern of the configuration fits no layer.
+        layer lies in a loop that the configuration does not leave in floats, if a
+        pattern of the configuration fits no layer, or if a variable is not finite.
     """
     _no_statistics(state)
+    finite.check_variables(params, state)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     graph, wanted = _planned(net, params, state, image, None, config, train=False)
     loops = _loops(graph)

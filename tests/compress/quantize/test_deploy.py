@@ -5,6 +5,7 @@ import pytest
 from jax import export
 
 from jaxkd.compress import quantize as Q
+from jaxkd.compress.quantize import deploy
 from jaxkd.compress.quantize.graph import equations
 from tests.compress.quantize.nets import LAYERS, SHAPE, images, infer, made, small
 
@@ -163,3 +164,67 @@ def test_dead_channels_and_constant_tensors_are_exact(folded):
     np.testing.assert_allclose(
         logits, np.broadcast_to(params["head"]["bias"], logits.shape), atol=step
     )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_what_is_not_finite_is_named(folded, number):
+    net, params, state, config = calibrated(folded)
+    stem = {**params["stem"], "kernel": params["stem"]["kernel"].at[0, 0].set(number)}
+    bad = {**params, "stem": stem}
+    kernel = r"params/stem/kernel must be finite: 16 of its 144 numbers are not"
+    calls = [
+        lambda: Q.quantized(folded[0], bad, folded[2], config, SHAPE),
+        lambda: Q.calibrate(net, bad, state, [images()]),
+        lambda: Q.deployed(net, bad, state, config),
+        lambda: Q.integer(net, bad, state, config),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=kernel):
+            call()
+    ranges = {**state["ranges"], "head": {**state["ranges"]["head"], "high": number}}
+    moved = jax.tree.map(jnp.asarray, {**state, "ranges": ranges})
+    with pytest.raises(ValueError, match="state/ranges/head/high must be finite"):
+        Q.deployed(net, params, moved, config)
+    x = images().copy()
+    x[1, 2, 3] = number
+    with pytest.raises(ValueError, match=r"batches\[1\] must be finite: 1 of its 256"):
+        Q.calibrate(net, params, state, [images(), x])
+    with pytest.raises(ValueError, match=r"batches\[0\] must be finite"):
+        Q.bias_correction(net, params, state, [x])
+    # A range that overflows although every variable and image is finite.
+    huge = jax.tree.map(lambda a: a * 1e30, params)
+    with pytest.raises(ValueError, match="state/ranges/.* must be finite"):
+        Q.calibrate(net, huge, state, [images()])
+
+
+def test_a_nearly_dead_channel_with_a_bias(folded):
+    """Its bias is a 32-bit integer on a device: the kernel's scale has a floor."""
+    net, params, state = folded
+    conv = params["conv1"]
+    conv = {
+        "kernel": conv["kernel"].at[..., :4].multiply(1e-12),
+        "bias": conv["bias"].at[:4].set(jnp.array([1.0, -2.0, 1e-3, 0.0])),
+    }
+    net, params, state, config = calibrated((net, {**params, "conv1": conv}, state))
+    x = images(5)
+    f = Q.deployed(net, params, state, config)
+    grids, _ = deploy.grids(net, params, state)
+    s, t = (grids[n].scale for n in ("activation:stem", "kernel:conv1/kernel"))
+    integers = np.abs(conv["bias"] / (s * t.ravel()))
+    assert integers.max() <= 2**30 * 1.001
+    np.testing.assert_allclose(integers[:3], 2**30, rtol=1e-3)  # no coarser than that
+    reach = np.abs(conv["kernel"][..., 4:]).max((0, 1, 2))
+    np.testing.assert_allclose(t.ravel()[4:], reach / 127, rtol=1e-5)  # the others
+    apply, variables = Q.integer(net, params, state, config)
+    fake, marked, whole = jax.jit(
+        lambda x: (
+            net.apply(params, state, x, train=False)[0].logits,
+            f(x),
+            apply(variables, x),
+        )
+    )(x)
+    np.testing.assert_allclose(marked, fake, atol=1e-6)
+    head = state["ranges"]["head"]
+    step = float(head["high"] - head["low"]) / 255
+    np.testing.assert_allclose(whole, fake, atol=1.01 * step)
