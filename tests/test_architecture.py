@@ -15,6 +15,7 @@ LAYERS = [
     "models",
     "distill terms",
     "train evaluate checkpoint log cache schemes transfer streaming",
+    "recipes",
     "compress",
     "export report",
     "pipeline",
