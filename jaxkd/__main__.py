@@ -25,8 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not os.environ.get("JAXKD_TRACEBACK"):
         # Orbax logs the traceback of an error that we say in words.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+    from jaxkd import _loop
+
     try:
-        asked.run(asked, began)
+        with _loop.sigterm_as_interrupt():
+            asked.run(asked, began)
         sys.stdout.flush()
     except KeyboardInterrupt as error:
         where = f" {error}" if str(error) else ""
@@ -171,6 +174,8 @@ def _run(asked: argparse.Namespace, began: list[str]) -> None:
         tools.check(config, asked.to)
         print("all checks passed; nothing was run")
         return
+    if not _is_first("run"):
+        return
 
     def created(path: str) -> None:
         began.append(path)
@@ -182,10 +187,27 @@ def _run(asked: argparse.Namespace, began: list[str]) -> None:
 def _resume(asked: argparse.Namespace, began: list[str]) -> None:
     from jaxkd.pipeline import run
 
+    if not _is_first("resume"):
+        return
+
     def opened(path: str) -> None:
         began.append(path)
 
     _finish(run.resume(asked.run_directory, say=_say, opened=opened))
+
+
+def _is_first(command: str) -> bool:
+    """Whether this process does the work: of several of one job, the first."""
+    from jaxkd import processes
+
+    first = processes.is_first(os.environ)
+    if not first:
+        place = processes.place(os.environ)
+        _say(
+            f"this is {place}: {command} uses one process, and the first makes the "
+            "run. For a run of its own in each, set JAX_NUM_PROCESSES=1"
+        )
+    return first
 
 
 def _finish(run: Any) -> None:

@@ -1,4 +1,4 @@
-"""What loops over a training share: a flag for Ctrl-C, an error for NaN."""
+"""What loops over a training share: a flag for interrupts, an error for NaN."""
 
 import signal
 import threading
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def check_finite(metrics: dict[str, np.ndarray], *, first_step: int, name: str) -> None:
@@ -41,19 +43,45 @@ def check_finite(metrics: dict[str, np.ndarray], *, first_step: int, name: str) 
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into a flag; the second one interrupts as usual."""
+    """Turn the first Ctrl-C or SIGTERM into a flag; the second acts as usual.
+
+    Schedulers send SIGTERM some time before they kill a job: what it has computed can
+    be saved until then.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread can handle signals
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
+        restore()
         stop.set()
 
-    signal.signal(signal.SIGINT, handle)
+    for number in SIGNALS:
+        signal.signal(number, handle)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jaxkd import store
+
 Row = dict[str, Any]
 Log = Callable[[Row], None]
 
@@ -54,14 +56,9 @@ def start(directory: str | os.PathLike, config: Any = None) -> Log:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         config = dataclasses.asdict(config)
     for name, content in (("config", config), ("versions", versions())):
-        text = json.dumps(content, indent=2, default=str)
-        (directory / f"{name}.json").write_text(text + "\n")
-
-    def write(row: Row) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    return write
+        text = json.dumps(content, indent=2, default=str) + "\n"
+        store.write_file(directory / f"{name}.json", text.encode())
+    return lambda row: store.append_line(path, row)
 
 
 def versions() -> dict[str, str]:

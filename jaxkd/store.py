@@ -4,8 +4,9 @@ Three rules, which hold for every file and directory written through this module
 
 * A name is given to what is whole and flushed to the disk, and to nothing else. What
   had the name before stays until then. A process killed at any moment loses neither.
-* A directory is replaced or removed only if it holds `MANIFEST`, the checksums of its
-  files, which nothing but this module writes. Other people's directories are refused.
+* A directory is replaced or removed only if it holds `MANIFEST`, which nothing but
+  this module writes: the checksums of its files, or the identity of what fills it.
+  Other people's directories are refused.
 * Work in progress lies in a directory `.jaxkd-new-NAME-XXXXXXXX` beside NAME, locked
   while its process lives. The next writer of NAME, or `clean`, removes what is left of
   killed processes.
@@ -264,8 +265,34 @@ def _put(new: pathlib.Path, path: pathlib.Path, old: pathlib.Path) -> None:
     raise OSError(errno.EEXIST, "other processes keep writing it", str(path))
 
 
+def open_dir(path: Path, wanted: Mapping[str, Any]) -> str:
+    """Open a directory that is filled bit by bit, by calls of one identity.
+
+    Args:
+      path: of the directory; made if need be.
+      wanted: the identity, from `identity`.
+
+    Returns:
+      "" if the directory is new or has this identity; else what differs, in words, and
+      nothing is touched: refuse it, or `remove_dir` and call again.
+
+    Raises:
+      ValueError: if there is something at `path` that this module did not write.
+    """
+    path = pathlib.Path(path)
+    require_ours(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not is_ours(path):
+        write_json(path / MANIFEST, {"identity": wanted})
+    try:
+        found = read_json(path / MANIFEST, "")["identity"]
+        return differences(found, wanted)
+    except (ValueError, KeyError, AttributeError):
+        return f"{MANIFEST} is damaged"
+
+
 def is_ours(path: Path) -> bool:
-    """Return whether a directory was written by `write_dir`, damaged or not."""
+    """Return whether this module made a directory, damaged or not."""
     return (pathlib.Path(path) / MANIFEST).is_file()
 
 

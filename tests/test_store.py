@@ -144,6 +144,23 @@ def test_an_empty_directory_may_become_ours_and_what_is_ours_may_go(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_directory_is_filled_by_calls_of_one_identity(tmp_path):
+    path, wanted = tmp_path / "a", store.identity(seed=0, rate=0.1)
+    assert store.open_dir(path, wanted) == ""
+    (path / "result").write_text("1")
+    assert store.open_dir(path, wanted) == ""
+    assert store.open_dir(path, {**wanted, "seed": 1}) == "seed was 0, is 1"
+    assert (path / "result").read_text() == "1"
+    for content in ("", "[]", '{"identity": 3}'):
+        (path / store.MANIFEST).write_text(content)
+        assert "damaged" in store.open_dir(path, wanted)
+    store.remove_dir(path)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "a").touch()
+    with pytest.raises(ValueError, match="theirs was not written by jaxkd"):
+        store.open_dir(tmp_path / "theirs", wanted)
+
+
 def test_what_is_set_aside_is_all_there(tmp_path):
     for text in ("1", "2"):
         (tmp_path / "a").write_text(text)

@@ -23,7 +23,7 @@ A file does not know how many processes there were: any other number can go on f
 
 from jaxkd.checkpoint.folders import newest, remove_after
 from jaxkd.checkpoint.trees import as_dicts, like, load, save
-from jaxkd.checkpoint.whole import Checkpoint, damage, read, write
+from jaxkd.checkpoint.whole import Checkpoint, damage, has_notes, read, write
 from jaxkd.checkpoint.writing import Writer, writer
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Writer",
     "as_dicts",
     "damage",
+    "has_notes",
     "like",
     "load",
     "newest",

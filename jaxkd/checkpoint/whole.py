@@ -50,6 +50,13 @@ def write(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any]) -> None:
     trees.write_dir(path, fill)
 
 
+def has_notes(path: str | os.PathLike) -> bool:
+    """Return whether `write` wrote a directory, rather than `save` or orbax alone."""
+    path = pathlib.Path(path)
+    store.recover(path)
+    return store.is_ours(path) and (path / META).is_file()
+
+
 def damage(path: str | os.PathLike) -> str | None:
     """Return what is wrong with a directory that `write` wrote, None if it is whole."""
     path = pathlib.Path(path)

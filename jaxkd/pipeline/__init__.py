@@ -6,28 +6,37 @@
 A configuration (`config.Config`, TOML) names the data, the models and the stages, each
 of which changes one model: `train`, `distill`, `transfer`, `prune`, `quantize`,
 `search`, `finetune`, `export`. A run is one seed. It can be killed at any moment and
-resumed; on the same device the outcome is the same, bit for bit.
+resumed; on the same device the outcome is the same, bit for bit. SIGTERM, which
+schedulers send, is one Ctrl-C: the epoch under way is finished and saved.
 
-The run directory, RUN, format 1. Every file but metrics.jsonl and the journals is
-written whole or not at all::
+One process makes a run. Of several processes of one job (see `jaxkd.processes`) the
+first makes it, and the others end.
+
+The run directory, RUN, format 1. It must be new or empty. Every file but metrics.jsonl
+and the journals is written whole or not at all, and all that `resume` reads back is
+compared with its checksum; what is damaged is made again. `jaxkd.json` marks the
+directories that may be replaced (see `jaxkd.store`)::
 
     config.toml       the configuration as resolved: every default is written out;
                       `run` takes it again as it is
     run.json          {"format": 1, "name", "seed", "started" (UTC, ISO 8601), "jaxkd",
                       "versions": {...}, "device", "git": {"commit", "changed"} or null,
                       "command": [...], "data": {"name", "classes": [names],
-                      "image_shape", "train", "validation", "test" (numbers of images)}}
+                      "image_shape", "train", "validation", "test" (numbers of images),
+                      "fingerprint"}, "sha256": {"test/labels.npy": ...}}
     metrics.jsonl     one row an epoch, candidate or measurement, below
     results.json      rewritten after each stage, below
     lock              held while a process works here
     test/labels.npy   int32 [n], the test split in its own order
     test/index.npy    int32 [n], places in the official split
     test/images.npy   uint8 [at most 1000, h, w, c], the first of the test images
-    models/NAME/      the final variables of each model: `checkpoint.load` reads
-                      {"params", "state"}; beside it NAME.json has its recipe
-    stages/00-NAME/   one folder for each stage, NAME as in the configuration:
-      checkpoints/000012/   after so many epochs: data/ (orbax), meta.json,
-                            manifest.json with the sha256 of each file
+    models/NAME/      the final variables of each model, in the form of final/ below:
+                      `checkpoint.load` reads {"params", "state"}; meta.json has its
+                      recipe
+    stages/00-NAME/   one folder for each stage, NAME as in the configuration; emptied
+                      if the stage is run again from other inputs:
+      checkpoints/000012/   after 12 epochs: data/ (orbax), meta.json, jaxkd.json with
+                            the sha256 of each file
       final/                what the stage has made, in the same form; a stage whose
                             final/ is whole is done
       logits.npy            float32 [n, classes], the changed model on the test images
@@ -60,7 +69,8 @@ of their own before the stages, with index -1 and the kind "weights"::
      "parameters", "macs" (of one image), "bytes" (of the variables, kernels at their
      quantized width), "quantized" (whether), "epochs", "seconds" (of the stage, since
      its last resume), "images/s" (median of its training epochs, or null),
-     "digest" (sha256 of the variables), "files": []}
+     "digest" (sha256 of the variables), "files": [], "logits_sha256" (of
+     logits.npy)}
 
 "files" of an export stage has, for each file, "path" (relative to RUN), "format",
 "bytes", "milliseconds" (one image, one thread, or null), "difference" (to JAX on test

@@ -2,6 +2,8 @@
 
 import contextlib
 import datetime
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -13,91 +15,168 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jaxkd
-from jaxkd import _files, data, log
+from jaxkd import data, log, store
 from jaxkd.pipeline import toml
 from jaxkd.pipeline.config import Config
 from jaxkd.pipeline.world import World
 
 FORMAT = 1
-CONFIG, RUN, METRICS, RESULTS = (
+CONFIG, RUN, METRICS, RESULTS, LOCK = (
     "config.toml",
     "run.json",
     "metrics.jsonl",
     "results.json",
+    "lock",
 )
 Row = dict[str, Any]
+Warn = Callable[[str], None]
 
 
-def create(config: Config, path: str | os.PathLike | None = None) -> pathlib.Path:
-    """Makes the directory of a new run and writes its configuration.
+def is_run(path: str | os.PathLike) -> bool:
+    """Return whether a directory is that of a run, finished or not."""
+    return all((pathlib.Path(path) / name).is_file() for name in (CONFIG, LOCK))
 
-    Args:
-      config: as resolved.
-      path: of the directory; by default `out/name/TIME`.
+
+def require_free(path: str | os.PathLike | None) -> None:
+    """Refuse a directory that a new run would share with something else.
 
     Raises:
-      ValueError: if there is a run already.
-      OSError: if it cannot be made or written.
+      ValueError: if there is a run, or anything else but an empty directory.
     """
-    now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
-    run = pathlib.Path(path or pathlib.Path(config.out) / config.name / now).absolute()
-    for extra in range(1, 1000):
-        if path is not None or not run.exists():
-            break
-        run = run.with_name(f"{now}-{extra}")
-    if (run / CONFIG).exists():
+    if path is None or not os.path.lexists(path):
+        return
+    run = pathlib.Path(path)
+    if is_run(run):
         raise ValueError(f"{run} holds a run already; resume it, or name another")
-    run.mkdir(parents=True, exist_ok=True)
-    _files.write(run / CONFIG, toml.dumps(config).encode())
-    return run
+    if not run.is_dir():
+        raise ValueError(f"{run} is not a directory; name a new one for the run")
+    own = lambda name: name == LOCK or name.startswith(store.PREFIX)
+    if others := sorted(p.name for p in run.iterdir() if not own(p.name)):
+        raise ValueError(
+            f"{run} is not empty, and no run: it holds {others[0]!r}; name a new or an "
+            "empty directory"
+        )
 
 
 @contextlib.contextmanager
-def locked(run: pathlib.Path) -> Iterator[None]:
-    """Keeps a second process out of the directory.
+def create(
+    config: Config, path: str | os.PathLike | None = None
+) -> Iterator[pathlib.Path]:
+    """Make the directory of a new run, and keep other processes out of it.
+
+    Args:
+      config: as resolved; it is written.
+      path: of the directory, new or empty; by default `out/name/TIME`.
+
+    Yields:
+      The directory.
+
+    Raises:
+      ValueError: if the directory is not empty, or another process works in it.
+      OSError: if it cannot be made or written.
+    """
+    require_free(path)
+    run = _fresh(config) if path is None else pathlib.Path(path).absolute()
+    run.mkdir(parents=True, exist_ok=True)
+    with locked(run):
+        require_free(run)  # another process may have been quicker
+        store.write_file(run / CONFIG, toml.dumps(config).encode())
+        yield run
+
+
+def _fresh(config: Config) -> pathlib.Path:
+    """A directory that was not there before: nobody else has it."""
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
+    above = (pathlib.Path(config.out) / config.name).absolute()
+    above.mkdir(parents=True, exist_ok=True)
+    for extra in range(10_000):
+        run = above / (f"{now}-{extra}" if extra else now)
+        with contextlib.suppress(FileExistsError):
+            run.mkdir()
+            return run
+    raise ValueError(f"{above} is full of runs of this second; name a directory")
+
+
+def locked(run: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Keep a second process out of the directory.
 
     Raises:
       ValueError: if there is one.
     """
-    with (run / "lock").open("ab") as file:
-        if not _files.lock(file):
-            raise ValueError(f"another process is working in {run}")
-        yield
+    return store.lock(run / LOCK, run)
+
+
+def clean(run: pathlib.Path) -> None:
+    """Remove the temporary files of killed processes from all folders of a run."""
+    for folder, _, _ in os.walk(run):
+        store.clean(folder)
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Write JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, allow_nan=False)
-    _files.write(path, text.encode() + b"\n")
+    store.write_json(path, content)
 
 
-def write_array(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes an array in numpy's format, whole or not at all."""
-    import io
+def write_array(path: pathlib.Path, array: np.ndarray) -> str:
+    """Write an array in numpy's format, whole or not at all; return its SHA-256.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.save(content, array)
-    _files.write(path, content.getvalue())
+    A file that has this content already is left as it is.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    content = buffer.getvalue()
+    if not (path.is_file() and path.read_bytes() == content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.write_file(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
-def describe(run: pathlib.Path, config: Config, world: World) -> None:
-    """Writes run.json and the test images, if they are not there.
+def read_array(path: pathlib.Path, sha256: str | None) -> np.ndarray:
+    """Read what `write_array` wrote.
 
     Raises:
-      ValueError: if they are, but of other data.
+      FileNotFoundError: if there is no file.
+      ValueError: if it is not what was written, naming it.
     """
-    fingerprint = data.fingerprint(world.train) + data.fingerprint(world.test)
-    if (run / RUN).exists():
-        before = json.loads((run / RUN).read_text())
-        if before["data"]["fingerprint"] != fingerprint:
-            raise ValueError(f"{config.data.name} is no longer what {run} began with")
-        return
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged: its checksum differs")
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def fingerprint(world: World) -> str:
+    """Return what tells the data of a run from others."""
+    return data.fingerprint(world.train) + data.fingerprint(world.test)
+
+
+def describe(run: pathlib.Path, config: Config, world: World, warn: Warn) -> None:
+    """Write run.json and the test images, where they are missing or damaged.
+
+    Args:
+      run: the directory.
+      config: of the run.
+      world: its data.
+      warn: told of what was damaged.
+
+    Raises:
+      ValueError: if the run began with other data.
+    """
+    found, before = fingerprint(world), _fingerprint_in(run / RUN, warn)
+    if before not in (None, found):
+        raise ValueError(
+            f"{config.data.name} is no longer the data that {run / RUN} names; start a "
+            f"new run, or delete {RUN}: the stages are then done again"
+        )
     test = world.test
-    write_array(run / "test" / "labels.npy", test.labels)
-    write_array(run / "test" / "index.npy", test.index)
-    write_array(run / "test" / "images.npy", np.asarray(test.images[:1000]))
+    arrays = {
+        "test/labels.npy": test.labels,
+        "test/index.npy": test.index,
+        "test/images.npy": np.asarray(test.images[:1000]),
+    }
+    sums = {name: write_array(run / name, array) for name, array in arrays.items()}
+    if before is not None:
+        return
     versions = log.versions()
     facts = {
         "format": FORMAT,
@@ -116,14 +195,28 @@ def describe(run: pathlib.Path, config: Config, world: World) -> None:
             "train": len(world.train.labels),
             "validation": len(world.validation.labels),
             "test": len(test.labels),
-            "fingerprint": fingerprint,
+            "fingerprint": found,
         },
+        "sha256": sums,
     }
     write_json(run / RUN, facts)
 
 
+def _fingerprint_in(file: pathlib.Path, warn: Warn) -> str | None:
+    """The data that a run began with; None if that is not known."""
+    try:
+        return str(store.read_json(file, "it is written again")["data"]["fingerprint"])
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        warn(str(error))
+    except (KeyError, TypeError):
+        warn(f"{file} is damaged: it names no data; it is written again")
+    return None
+
+
 def git() -> dict[str, Any] | None:
-    """The commit of the working directory, and whether files were changed since."""
+    """Return the commit of the working directory, and whether files were changed."""
     ask = lambda *what: (
         subprocess.run(
             ["git", *what], capture_output=True, text=True, timeout=20, check=True
@@ -149,19 +242,12 @@ class Metrics(NamedTuple):
 
 
 def metrics(run: pathlib.Path) -> Metrics:
-    """The rows of a run. One that was torn by a kill vanishes with `reset`."""
+    """Return the rows of a run. One that was torn by a kill vanishes with `reset`."""
     path = run / METRICS
 
-    def add(row: Row) -> None:
-        try:
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:  # of a full disk, which names no file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-
     def reset(rows: list[Row]) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        if not path.exists() or path.read_text() != text:
-            _files.write(path, text.encode())
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        if not path.exists() or path.read_bytes() != content:
+            store.write_file(path, content)
 
-    return Metrics(add, reset)
+    return Metrics(lambda row: store.append_line(path, row), reset)

@@ -1,6 +1,5 @@
 """Weights that a configuration brings along."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -44,26 +43,13 @@ def _own(held: Held, world: World):
 
 
 def loaded(config: Config, name: str, weights: str, world: World) -> Held:
-    """A model with variables from a folder that `checkpoint.save` wrote.
+    """Return a model with variables from a folder of `checkpoint.save` or `write`.
 
-    Beside a folder of a run's `models/` lies its recipe: such a model may be pruned or
+    In a folder of a run's `models/` lies its recipe: such a model may be pruned or
     quantized.
     """
     folder = pathlib.Path(weights).expanduser()
-    if (folder / directory.CONFIG).is_file():
-        there = sorted(p.stem for p in (folder / "models").glob("*.json"))
-        raise ValueError(
-            f"weights: {folder} is a run; give the folder of one of its models, "
-            f"{folder / 'models' / (there[0] if there else 'NAME')}"
-            f"{alternatives('', there)}"
-        )
-    tree = checkpoint.load(folder)
-    if not isinstance(tree, dict) or "params" not in tree:
-        raise ValueError(f"weights: {folder} holds no 'params'")
-    beside = folder.with_name(f"{folder.name}.json")
-    notes: dict[str, Any] = {"recipe": [], "empty": []}
-    if beside.exists():
-        notes = json.loads(beside.read_text())
+    tree, notes = _read(folder)
     params, extra = state.variables(tree, notes)
     recipe = tuple(notes["recipe"])
     net = networks.build(
@@ -78,6 +64,30 @@ def loaded(config: Config, name: str, weights: str, world: World) -> Held:
     if not recipe:
         _same(_own(held, world), (params, extra), folder)
     return held
+
+
+def _read(folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+    """The arrays of a folder and their recipe."""
+    if directory.is_run(folder):
+        there = sorted(path.name for path in (folder / "models").glob("*"))
+        raise ValueError(
+            f"weights: {folder} is a run; give the folder of one of its models, "
+            f"{folder / 'models' / (there or ['NAME'])[0]}{alternatives('', there)}"
+        )
+    notes: dict[str, Any] = {"recipe": [], "empty": []}
+    try:
+        if checkpoint.has_notes(folder):
+            found = checkpoint.read(folder)
+            tree, notes = found.tree, {**notes, **found.meta}
+        else:
+            tree = checkpoint.load(folder)
+    except ValueError as error:
+        run = folder.absolute().parents[1]
+        again = f"; python -m jaxkd resume {run}, which writes it again"
+        raise ValueError(f"weights: {error}{again * directory.is_run(run)}") from error
+    if not isinstance(tree, dict) or "params" not in tree:
+        raise ValueError(f"weights: {folder} holds no 'params'")
+    return tree, notes
 
 
 def _same(own, theirs, folder: pathlib.Path) -> None:

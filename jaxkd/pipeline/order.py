@@ -108,8 +108,7 @@ def _names(config: Config) -> None:
 def _file_names(key: str, names: Iterable[str]) -> None:
     """Check names that become names of files, side by side in one folder.
 
-    Of a model NAME there are the folder models/NAME and the file models/NAME.json; and
-    on some systems "A" and "a" are one file.
+    On some systems "A" and "a" are one file.
 
     Raises:
       ValueError: if a name cannot be that of a file, or is another's.
@@ -121,8 +120,6 @@ def _file_names(key: str, names: Iterable[str]) -> None:
                 f"{key}: {name!r} must be a name of letters, digits and . _ + -, "
                 "beginning with a letter or a digit, at most 60"
             )
-        if name.lower().endswith(".json"):
-            raise ValueError(f"{key}: the name {name!r} must not end in .json")
         other = taken.setdefault(name.lower(), name)
         if other != name:
             raise ValueError(

@@ -1,13 +1,13 @@
 """Rows of results.json, and the models that a run leaves."""
 
-import json
 import pathlib
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxkd import checkpoint
+from jaxkd import checkpoint, store
 from jaxkd.pipeline import directory, measuring, order, state
 from jaxkd.pipeline.config import AnyStage, Config
 from jaxkd.pipeline.networks import Held
@@ -73,7 +73,7 @@ def of_weights(
     for name in sorted(brought, key=lambda n: n != teacher_of(config)):
         folder = f"stages/weights-{name}"
         logits = measuring.logits(models[name], world)
-        directory.write_array(run / folder / "logits.npy", logits)
+        sha256 = directory.write_array(run / folder / "logits.npy", logits)
         if name == teacher_of(config):
             teacher = logits
         about = {
@@ -89,6 +89,7 @@ def of_weights(
             "images/s": None,
             "digest": state.digest(models[name]),
             "files": [],
+            "logits_sha256": sha256,
         }
         measured = _measured(models[name], logits, world, teacher)
         results.append({**about, **measured, **after})
@@ -119,17 +120,22 @@ def write(
     directory.write_json(run / directory.RESULTS, content)
 
 
-def write_model(run: pathlib.Path, name: str, held: Held) -> None:
-    """Leaves a model where `checkpoint.load` and `weights =` find it."""
+def write_model(
+    run: pathlib.Path, name: str, held: Held, warn: Callable[[str], None]
+) -> None:
+    """Leave a model where `checkpoint.load` and `weights =` find it."""
     if held.params is None:
         return
-    folder, beside = run / "models" / name, run / "models" / f"{name}.json"
-    notes = {"digest": state.digest(held), **state.meta(held)}
-    there = json.loads(beside.read_text()) if beside.exists() else {}
-    if folder.is_dir() and there.get("digest") == notes["digest"]:
-        return
+    folder = run / "models" / name
+    notes = store.identity(digest=state.digest(held), **state.meta(held))
     try:
-        checkpoint.save(folder, state.tree(held))
-    except Exception as error:  # tensorstore has its own for a full disk
-        raise OSError(f"{folder} could not be written: {error}") from error
-    directory.write_json(beside, notes)
+        store.require_ours(folder)
+        if checkpoint.read(folder).meta == notes:
+            return
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        warn(f"{error}; it is written again")
+        if not store.is_ours(folder):
+            store.set_aside(folder)
+    checkpoint.write(folder, state.tree(held), notes)

@@ -1,4 +1,4 @@
-"""A run: stage after stage, each from where it was if it had begun."""
+"""Run the stages in order, each resumed from its checkpoints."""
 
 import hashlib
 import json
@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import msgspec
 import numpy as np
 
-from jaxkd import checkpoint
+from jaxkd import checkpoint, store
 from jaxkd.pipeline import (
     directory,
     loading,
+    measuring,
     networks,
     order,
     outcomes,
@@ -31,14 +33,15 @@ from jaxkd.pipeline.world import World
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
+FINAL, LOGITS = "final", "logits.npy"
 
 
 def silent(text: str) -> None:
-    """Says nothing."""
+    """Report nothing."""
 
 
 def rehearse(config: Config, world: World) -> None:
-    """Goes through all stages in shapes: nothing is trained, written or kept.
+    """Trace all stages in shapes: nothing is trained, written or kept.
 
     Raises:
       ValueError: naming the stage that cannot work.
@@ -63,7 +66,7 @@ def start(
     say: Say = silent,
     created: Say = silent,
 ) -> pathlib.Path:
-    """Runs a configuration in a new directory.
+    """Run a configuration in a new directory.
 
     Args:
       config: from `reading.load`.
@@ -80,11 +83,12 @@ def start(
       OSError: if something cannot be written.
       KeyboardInterrupt: after Ctrl-C, when what there is has been saved.
     """
+    _one_process()
+    directory.require_free(path)
     world = worlds.make(config.data)
     rehearse(config, world)
-    run = directory.create(config, path)
-    created(str(run))
-    with directory.locked(run):
+    with directory.create(config, path) as run:
+        created(str(run))
         go(run, config, world, say)
     return run
 
@@ -92,7 +96,7 @@ def start(
 def resume(
     path: str | os.PathLike, *, say: Say = silent, opened: Say = silent
 ) -> pathlib.Path:
-    """Goes on with a run that was killed, interrupted or stopped by an error.
+    """Resume a run that was killed, interrupted or stopped by an error.
 
     Args:
       path: its directory.
@@ -103,19 +107,30 @@ def resume(
       ValueError: if there is no run, or its data are no longer the same; and what
         `start` raises.
     """
+    _one_process()
     run = pathlib.Path(path).absolute()
-    if not (run / directory.CONFIG).exists():
-        raise ValueError(f"{path} holds no run: there is no {directory.CONFIG}")
+    for name in (directory.CONFIG, directory.LOCK):
+        if not (run / name).exists():
+            raise ValueError(f"{path} holds no run: there is no {name}")
     config = reading.load(run / directory.CONFIG)
     with directory.locked(run):
         world = worlds.make(config.data)
         opened(str(run))
+        directory.clean(run)
         go(run, config, world, say)
     return run
 
 
-class Course(NamedTuple):
-    """A run as far as it has come.
+def _one_process() -> None:
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"a run is made by one process, and this is one of {jax.process_count()}: "
+            "start it without jax.distributed"
+        )
+
+
+class Progress(NamedTuple):
+    """What the stages so far have left.
 
     Attributes:
       models: as they are.
@@ -131,24 +146,25 @@ class Course(NamedTuple):
 
 
 def go(run: pathlib.Path, config: Config, world: World, say: Say) -> None:
-    """Does the stages that are not done."""
-    directory.describe(run, config, world)
+    """Run the stages that are not done."""
+    directory.describe(run, config, world, say)
+    data = directory.fingerprint(world)
     models = loading.models(config, world)
-    course = Course(models, [], *outcomes.of_weights(run, config, world, models))
+    done = Progress(models, [], *outcomes.of_weights(run, config, world, models))
     for place, stage in enumerate(config.stages):
-        begins = _begins(config, place, course.models)
-        job = _job(config, place, world, course.models, run, begins, say, course.rows)
+        begins = _begins(config, place, done.models, data)
+        job = _job(config, place, world, done.models, run, begins, say, done.rows)
         final = _final(stage, job)
         if final is not None:
-            course = _after(stage, job, course, final)
+            done = _after(stage, job, done, final)
             continue
         say(f"stage {place + 1} of {len(config.stages)}: {stage.name}")
-        course = _stage(stage, job, course)
-        outcomes.write(run, config, course.results, finished=False)
-    directory.metrics(run).reset(course.rows)
-    for name, held in course.models.items():
-        outcomes.write_model(run, name, held)
-    outcomes.write(run, config, course.results, finished=True)
+        done = _stage(stage, job, done)
+        outcomes.write(run, config, done.results, finished=False)
+    directory.metrics(run).reset(done.rows)
+    for name, held in done.models.items():
+        outcomes.write_model(run, name, held, say)
+    outcomes.write(run, config, done.results, finished=True)
 
 
 def _job(
@@ -168,32 +184,52 @@ def _job(
     return Job(config, place, world, models, folder, begins, metrics, say)
 
 
-def _begins(config: Config, place: int, models: dict[str, Held]) -> str:
+def _begins(config: Config, place: int, models: dict[str, Held], data: str) -> str:
     """A digest of all that decides what a stage makes."""
     stage = config.stages[place]
     names = [getattr(stage, field, "") for field in ("model", "teacher", "source")]
-    told = msgspec.to_builtins((config.seed, place, config.data, stage))
+    told = msgspec.to_builtins((config.seed, place, config.data, stage, data))
     own = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return "+".join([own, *(state.digest(models[name]) for name in names if name)])
 
 
-def _stage(stage: AnyStage, job: Job, course: Course) -> Course:
-    """Does a stage, and keeps what it has made in its `final`."""
+def _stage(stage: AnyStage, job: Job, done: Progress) -> Progress:
+    """Runs a stage, and keeps what it has made in its `final`."""
     begin = time.perf_counter()
-    job.folder.mkdir(parents=True, exist_ok=True)
+    _open_folder(job)
     made = kinds.run(stage, job)
     seconds = time.perf_counter() - begin
-    result, logits = outcomes.of_stage(stage, job, made, course.teacher, seconds)
-    if logits is not None:
-        directory.write_array(job.folder / "logits.npy", logits)
+    result, logits = outcomes.of_stage(stage, job, made, done.teacher, seconds)
+    if result is not None and logits is not None:
+        sha256 = directory.write_array(job.folder / LOGITS, logits)
+        result["logits_sha256"] = sha256
     notes = {
         **state.meta(made.held),
         "begins": job.begins,
         "rows": made.rows,
         "result": result,
     }
-    checkpoint.write(job.folder / "final", state.tree(made.held), notes)
-    return _after(stage, job, course, Final(made.held, made.rows, result, logits))
+    checkpoint.write(job.folder / FINAL, state.tree(made.held), notes)
+    return _after(stage, job, done, Final(made.held, made.rows, result, logits))
+
+
+def _open_folder(job: Job) -> None:
+    """Makes the stage's folder, without what was made from other inputs."""
+    wanted = store.identity(begins=job.begins)
+    _set_aside_foreign(job.folder, job)
+    if differ := store.open_dir(job.folder, wanted):
+        job.warn(f"{job.folder} was made from other inputs ({differ}); it is emptied")
+        store.remove_dir(job.folder)
+        store.open_dir(job.folder, wanted)
+    _set_aside_foreign(job.folder / FINAL, job)
+
+
+def _set_aside_foreign(path: pathlib.Path, job: Job) -> None:
+    """Moves what cannot be recognised out of the way of what a stage writes."""
+    try:
+        store.require_ours(path)
+    except ValueError as error:
+        job.warn(f"{error}; it is now {store.set_aside(path).name}")
 
 
 class Final(NamedTuple):
@@ -205,41 +241,58 @@ class Final(NamedTuple):
     logits: np.ndarray | None
 
 
-def _after(stage: AnyStage, job: Job, course: Course, final: Final) -> Course:
+def _after(stage: AnyStage, job: Job, done: Progress, final: Final) -> Progress:
     teaches = stage.model == outcomes.teacher_of(job.config)
-    return Course(
-        {**course.models, stage.model: final.held},
-        [*course.rows, *final.rows],
-        [*course.results, *([] if final.result is None else [final.result])],
-        final.logits if teaches else course.teacher,
+    return Progress(
+        {**done.models, stage.model: final.held},
+        [*done.rows, *final.rows],
+        [*done.results, *([] if final.result is None else [final.result])],
+        final.logits if teaches else done.teacher,
     )
 
 
 def _final(stage: AnyStage, job: Job) -> Final | None:
     """What a stage has made, if it is done and began with what there is now."""
-    path = job.folder / "final"
+    path = job.folder / FINAL
+    store.recover(path)
     if not path.is_dir():
         return None
     try:
         found = checkpoint.read(path)
         if found.meta["begins"] != job.begins:
-            raise ValueError(f"{path} is of another beginning")
-        result, logits = found.meta["result"], None
-        if result is not None:
-            logits = np.load(job.folder / "logits.npy")
+            raise ValueError(f"{path} was made from other inputs")
+        params, extra = state.variables(found.tree, found.meta)
+        recipe = tuple(found.meta["recipe"])
+        net = networks.build(
+            job.config.models[stage.model],
+            recipe,
+            params,
+            extra,
+            classes=job.world.classes,
+            image_shape=job.world.image_shape,
+        )
+        # Of a search: a network that has yet to be trained.
+        held = Held(net, params, extra, recipe) if params else Held(net, recipe=recipe)
+        result = found.meta["result"]
+        logits = None if result is None else _logits(held, job, result)
     except (OSError, ValueError) as error:
         job.warn(f"{error}; the stage is done again")
         return None
-    params, extra = state.variables(found.tree, found.meta)
-    recipe = tuple(found.meta["recipe"])
-    net = networks.build(
-        job.config.models[stage.model],
-        recipe,
-        params,
-        extra,
-        classes=job.world.classes,
-        image_shape=job.world.image_shape,
-    )
-    # Of a search: a network that has yet to be trained.
-    held = Held(net, params, extra, recipe) if params else Held(net, recipe=recipe)
     return Final(held, found.meta["rows"], result, logits)
+
+
+def _logits(held: Held, job: Job, result: Row) -> np.ndarray:
+    """The logits that a stage has left, computed again if they are damaged.
+
+    Raises:
+      ValueError: if they then differ, as on another device.
+    """
+    file, sha256 = job.folder / LOGITS, result["logits_sha256"]
+    try:
+        return directory.read_array(file, sha256)
+    except (OSError, ValueError) as error:
+        job.warn(f"{error}; it is computed again")
+    logits = measuring.logits(held, job.world)
+    if directory.write_array(file, logits) != sha256:
+        raise ValueError(f"{file} is not what the stage had computed")
+    return logits

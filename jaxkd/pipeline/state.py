@@ -7,19 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd import _tree
+from jaxkd import store
 from jaxkd.pipeline.networks import Held
 
 
 def digest(held: Held) -> str:
-    """The sha256 of a model's variables and recipe, the same in every process."""
-    content = hashlib.sha256(json.dumps(held.recipe, sort_keys=True).encode())
-    leaves = _tree.flatten({"params": held.params, "state": held.state})
-    for path in sorted(leaves):
-        array = np.asarray(leaves[path])
-        content.update(f"{path} {array.dtype} {array.shape}\0".encode())
-        content.update(np.ascontiguousarray(array).tobytes())
-    return content.hexdigest()
+    """Return the SHA-256 of a model's variables and recipe."""
+    recipe = json.dumps(held.recipe, sort_keys=True)
+    variables = store.digest({"params": held.params, "state": held.state})
+    return hashlib.sha256(f"{recipe}\0{variables}".encode()).hexdigest()
 
 
 def tree(held: Held) -> dict[str, Any]:

@@ -1,62 +1,97 @@
 """A finished run as a table, and its report."""
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
+
+import msgspec
 
 from jaxkd import report
 from jaxkd.pipeline import directory
 
 
-def results(run: str | os.PathLike) -> dict[str, Any]:
-    """results.json of a run.
+class File(msgspec.Struct):
+    """An exported file in results.json, as far as the table shows it."""
+
+    path: str
+    bytes: int
+    milliseconds: float | None
+    accuracy: float | None
+    nll: float | None
+
+
+class Result(msgspec.Struct):
+    """A row of results.json, as far as the table shows it."""
+
+    stage: str
+    model: str
+    accuracy: float
+    nll: float
+    ece: float
+    agreement: float | None
+    parameters: int
+    macs: int
+    bytes: int
+    seconds: float
+    files: list[File]
+
+
+class Results(msgspec.Struct):
+    """results.json, as far as commands read it."""
+
+    format: Literal[1]
+    finished: bool
+    rows: list[Result]
+
+
+def results(run: str | os.PathLike) -> Results:
+    """Return what results.json of a run holds.
 
     Raises:
-      ValueError: if there is none yet, or none of this version.
+      ValueError: if there is no such file, or it is damaged or of another version.
     """
     path = pathlib.Path(run) / directory.RESULTS
     try:
-        found = json.loads(path.read_text())
+        return msgspec.json.decode(path.read_bytes(), type=Results)
     except FileNotFoundError:
         raise ValueError(f"{run} holds no results: there is no {path.name}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if found.get("format") != directory.FORMAT:
-        raise ValueError(f"{path} is of format {found.get('format')!r}, not 1")
-    return found
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged or of another version: {error}; python -m jaxkd resume "
+            f"{run}, which writes it again"
+        ) from error
 
 
 def rows(run: str | os.PathLike) -> list[dict[str, str]]:
-    """The table of a run: one row for each result."""
+    """Return the table of a run: one row for each result."""
     percent = lambda x: "" if x is None else f"{100 * x:.2f}"
     table = []
-    for row in results(run)["rows"]:
+    for row in results(run).rows:
         table.append(
             {
-                "stage": row["stage"],
-                "model": row["model"],
-                "accuracy": percent(row["accuracy"]),
-                "nll": f"{row['nll']:.4f}",
-                "ece": percent(row["ece"]),
-                "agreement": percent(row["agreement"]),
-                "parameters": f"{row['parameters']:,}",
-                "MACs": f"{row['macs']:,}",
-                "bytes": f"{row['bytes']:,}",
+                "stage": row.stage,
+                "model": row.model,
+                "accuracy": percent(row.accuracy),
+                "nll": f"{row.nll:.4f}",
+                "ece": percent(row.ece),
+                "agreement": percent(row.agreement),
+                "parameters": f"{row.parameters:,}",
+                "MACs": f"{row.macs:,}",
+                "bytes": f"{row.bytes:,}",
                 "ms": "",
-                "seconds": f"{row['seconds']:.1f}",
+                "seconds": f"{row.seconds:.1f}",
             }
         )
-        for file in row["files"]:
-            speed = file["milliseconds"]
+        for file in row.files:
+            speed = file.milliseconds
             table.append(
                 {
-                    "stage": pathlib.Path(file["path"]).name,
-                    "model": row["model"],
-                    "accuracy": percent(file["accuracy"]),
-                    "nll": "" if file["nll"] is None else f"{file['nll']:.4f}",
-                    "bytes": f"{file['bytes']:,}",
+                    "stage": pathlib.Path(file.path).name,
+                    "model": row.model,
+                    "accuracy": percent(file.accuracy),
+                    "nll": "" if file.nll is None else f"{file.nll:.4f}",
+                    "bytes": f"{file.bytes:,}",
                     "ms": "" if speed is None else f"{speed:.3f}",
                 }
             )
@@ -66,7 +101,7 @@ def rows(run: str | os.PathLike) -> list[dict[str, str]]:
 def write_report(
     runs: Sequence[str | os.PathLike], to: str | os.PathLike | None = None
 ) -> list[pathlib.Path]:
-    """Writes the report of runs; the files it wrote."""
+    """Write the report of runs; return its files."""
     for run in runs:
         results(run)
     return [pathlib.Path(path) for path in report.write(list(runs), to or runs[0])]

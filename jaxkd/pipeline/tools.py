@@ -36,6 +36,7 @@ def check(config: Config, to: str | os.PathLike | None) -> None:
       ValueError: naming what cannot work.
       FileNotFoundError: if weights or data are missing.
     """
+    directory.require_free(to)
     key = "out" if to is None else "--to"
     _check_writable(key, pathlib.Path(config.out if to is None else to))
     runs.rehearse(config, worlds.make(config.data))
@@ -157,15 +158,15 @@ def export(
     """
     folder = pathlib.Path(run).absolute()
     results = summary.results(folder)
-    if not results["finished"]:
+    if not results.finished:
         raise ValueError(f"{run} is not finished: python -m jaxkd resume {run}")
-    if not results["rows"]:
+    if not results.rows:
         raise ValueError(f"{run} has trained no model: there is nothing to export")
-    name = model or results["rows"][-1]["model"]
+    name = model or results.rows[-1].model
     config = reading.load(folder / directory.CONFIG)
     weights = folder / "models" / name
     if name not in config.models or not weights.is_dir():
-        there = sorted(p.stem for p in (folder / "models").glob("*.json"))
+        there = sorted(p.name for p in (folder / "models").iterdir())
         raise ValueError(f"{run} has no model {name!r}{alternatives(name, there)}")
     world = worlds.make(config.data)
     held = loading.loaded(config, name, str(weights), world)

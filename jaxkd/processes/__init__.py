@@ -31,9 +31,9 @@ with any number of processes. A process that gives up should do so by an excepti
 `sys.exit` the others learn nothing, and wait for it.
 """
 
-from jaxkd.processes.environment import Place, place
+from jaxkd.processes.environment import Place, is_first, place
 from jaxkd.processes.joining import start
 from jaxkd.processes.peers import LOST
 from jaxkd.processes.turns import barrier, in_turn, once
 
-__all__ = ["LOST", "Place", "barrier", "in_turn", "once", "place", "start"]
+__all__ = ["LOST", "Place", "barrier", "in_turn", "is_first", "once", "place", "start"]

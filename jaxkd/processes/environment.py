@@ -65,6 +65,27 @@ def place(environ: Mapping[str, str]) -> Place | None:
     return Place(found[address], n, i)
 
 
+def is_first(environ: Mapping[str, str]) -> bool:
+    """Return whether this process is the first, or alone, by the environment.
+
+    For programs that one process does for all, without joining them. Where a cluster
+    does not say enough, each process counts as alone.
+
+    Raises:
+      ValueError: if the variables are incomplete or contradict one another.
+
+    Example:
+      >>> is_first({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1",
+      ...           "JAX_COORDINATOR_ADDRESS": "10.0.0.1:4000"})
+      False
+    """
+    try:
+        here = place(environ)
+    except RuntimeError:
+        return True
+    return here is None or here.process == 0
+
+
 def _whole(name: str, text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"{name} must be a whole number, got {text!r}")

@@ -3,10 +3,10 @@
 import importlib.util
 import os
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from jaxkd import store
 from jaxkd.report import reading
 
 FOLDER = "tensorboard"
@@ -39,19 +39,21 @@ def write(runs: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
 def _write(run: reading.Run) -> pathlib.Path:
     from tensorboardX import SummaryWriter
 
-    folder = run.path / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     stages: dict[str, list[reading.Row]] = {}
     for row in run.metrics:
-        if "epoch" in row:
-            stages.setdefault(row["stage"], []).append(row)
-    for stage, rows in stages.items():
-        with SummaryWriter(str(folder / stage), write_to_disk=True) as writer:
-            for row in rows:
-                for name, value in _numbers(row).items():
-                    writer.add_scalar(name, value, row["epoch"])
-    return folder
+        name = str(row.get("stage"))  # of a folder, which must lie in the run's
+        if "epoch" in row and pathlib.PurePath(name).name == name != "..":
+            stages.setdefault(name, []).append(row)
+
+    def fill(folder: pathlib.Path) -> None:
+        for stage, rows in stages.items():
+            with SummaryWriter(str(folder / stage), write_to_disk=True) as writer:
+                for row in rows:
+                    for name, value in _numbers(row).items():
+                        writer.add_scalar(name, value, row["epoch"])
+
+    store.write_dir(run.path / FOLDER, fill)
+    return run.path / FOLDER
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

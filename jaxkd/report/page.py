@@ -3,7 +3,6 @@
 import html as entities
 import importlib.resources
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 from jaxkd.report import tables
@@ -18,7 +17,9 @@ from jaxkd.report.blocks import (
     Text,
     Tiles,
 )
+from jaxkd.report.tables import clean
 
+MARK = "<!-- written by jaxkd report -->"  # by which its own file is recognised
 # Nothing is fetched and no script runs, whatever the text says.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -31,6 +32,7 @@ def html(title: str, blocks: Sequence[Block]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="generator" content="jaxkd report">\n'
         f"<title>{escape(title)}: report</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
@@ -39,7 +41,10 @@ def html(title: str, blocks: Sequence[Block]) -> str:
 def markdown(title: str, blocks: Sequence[Block]) -> str:
     """The same in GitHub's Markdown; charts are links to `pictures/`."""
     return "\n".join(
-        [f"# {marked(title)}\n", *(f"{_markdown(block)}\n" for block in blocks)]
+        [
+            f"# {marked(title)}\n\n{MARK}\n",
+            *(f"{_markdown(block)}\n" for block in blocks),
+        ]
     )
 
 
@@ -60,17 +65,6 @@ def marked(text: object) -> str:
     """
     line = " ".join(clean(text).split())
     return re.sub(r"([\\`*\[\]|~])", r"\\\1", entities.escape(line, quote=False))
-
-
-def clean(text: object) -> str:
-    r"""Without control characters and what UTF-8 cannot hold.
-
-    >>> clean("a\x00b") == "a\ufffdb"
-    True
-    """
-    bad = ("Cc", "Cs")
-    keep = lambda c: c in "\n\t" or unicodedata.category(c) not in bad
-    return "".join(c if keep(c) else "\ufffd" for c in str(text))
 
 
 def inline(svg: str, name: str) -> str:

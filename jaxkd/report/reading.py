@@ -1,4 +1,4 @@
-"""A run directory as it lies on the disk, finished or not."""
+"""Read a run directory, finished or not."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import tomllib
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxkd import store
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -80,21 +82,22 @@ def read(path: str | os.PathLike) -> Run:
 
 
 def labels(run: Run) -> np.ndarray | None:
-    """The labels of the test images, int `[n]`, or None."""
-    found = array(run, "test/labels.npy")
+    """Return the labels of the test images, int `[n]`, or None."""
+    found = _known(run, "test/labels.npy")
     return found if found is not None and found.ndim == 1 and _whole(found) else None
 
 
 def images(run: Run) -> np.ndarray | None:
-    """The first of the test images, uint8 `[n, h, w, c]`, or None."""
-    found = array(run, "test/images.npy")
+    """Return the first of the test images, uint8 `[n, h, w, c]`, or None."""
+    found = _known(run, "test/images.npy")
     fits = found is not None and found.ndim == 4 and found.dtype == np.uint8
     return found if fits else None
 
 
 def logits(run: Run, row: Row) -> np.ndarray | None:
-    """The logits of a row of results.json, float `[n, classes]`, or None."""
-    found, known = array(run, f"{row.get('directory')}/logits.npy"), labels(run)
+    """Return the logits of a row of results.json, float `[n, classes]`, or None."""
+    found = array(run, f"{row.get('directory')}/logits.npy", row.get("logits_sha256"))
+    known = labels(run)
     if found is None or known is None or found.ndim != 2 or found.dtype.kind != "f":
         return None
     # A label without a class would be a wrong index further on.
@@ -111,15 +114,33 @@ def classes(run: Run, number: int) -> list[str]:
     return [str(name) for name in names]
 
 
-def array(run: Run, name: str) -> np.ndarray | None:
-    """An array of the directory; None if it is not there or not whole."""
+def array(run: Run, name: str, sha256: Any = None) -> np.ndarray | None:
+    """Return an array of the directory; None if it is missing or damaged.
+
+    Args:
+      run: the run.
+      name: of the file, relative to its directory.
+      sha256: the checksum that the run recorded; None is not compared.
+    """
     path = run.path / name
     if not path.resolve().is_relative_to(run.path.resolve()):
         return None
     try:
+        if sha256 is not None and store.sha256(path) != sha256:
+            return None
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
+
+
+def _known(run: Run, name: str) -> np.ndarray | None:
+    """An array whose checksum run.json records."""
+    return array(run, name, _sums(run).get(name))
+
+
+def _sums(run: Run) -> Row:
+    sums = run.facts.get("sha256")
+    return sums if isinstance(sums, dict) else {}
 
 
 def json_file(run: Run, name: str) -> Row:
@@ -148,13 +169,9 @@ def _whole(array: np.ndarray) -> bool:
 def _json(path: pathlib.Path) -> Row:
     """A JSON file of this format; {} if there is none."""
     try:
-        found = json.loads(path.read_text())
+        found = store.read_json(path, "python -m jaxkd resume RUN writes it again")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
     if path.name in ("run.json", "results.json") and found.get("format") != FORMAT:
         got = found.get("format")
         raise ValueError(f"{path} is of format {got!r}, and this reads {FORMAT}")
@@ -204,8 +221,17 @@ def _completeness(run: Run, notes: list[str]) -> None:
 
 
 def _doubts(run: Run) -> list[str]:
-    """Rows whose accuracy is not that of their logits."""
-    notes, known = [], labels(run)
+    """Damaged arrays, and rows whose accuracy is not that of their logits."""
+    sums = dict(_sums(run))
+    for row in run.rows:
+        if row.get("logits_sha256") is not None:
+            sums[f"{row.get('directory')}/logits.npy"] = row["logits_sha256"]
+    notes = [
+        f"{name} is damaged and left out; resume the run, which writes it again."
+        for name, sha256 in sums.items()
+        if (run.path / name).is_file() and array(run, name, sha256) is None
+    ]
+    known = labels(run)
     for row in run.rows if known is not None else ():
         said, found = number(row.get("accuracy")), logits(run, row)
         if found is None or said is None:

@@ -1,11 +1,13 @@
 """Tables, in Markdown and on the terminal, and means of several seeds."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -41,18 +43,33 @@ def markdown(rows: Rows) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def clean(text: object) -> str:
+    r"""Without control characters and what UTF-8 cannot hold.
+
+    >>> clean("a\x00b") == "a\ufffdb"
+    True
+    """
+    bad = ("Cc", "Cs")
+    keep = lambda c: c in "\n\t" or unicodedata.category(c) not in bad
+    return "".join(c if keep(c) else "\ufffd" for c in str(text))
+
+
 def show(rows: Rows, title: str = "") -> None:
-    """Prints the same table on the terminal; without rows, that there are none."""
+    """Print the same table on the terminal, its text as it is.
+
+    Neither escape sequences nor rich's markup in it have an effect. Without rows, a
+    line says that there are none.
+    """
     if not rows:
-        print(f"{title}: no model was measured")
+        print(f"{clean(title)}: no model was measured")
         return
-    table = Table(title=title, title_justify="left")
-    for column in rows[0]:
-        table.add_column(
-            column, justify="left" if column == next(iter(rows[0])) else "right"
-        )
+    plain = lambda text: Text(clean(text))
+    table = Table(title=plain(title), title_justify="left")
+    columns = list(rows[0])
+    for place, column in enumerate(columns):
+        table.add_column(plain(column), justify="right" if place else "left")
     for row in rows:
-        table.add_row(*(str(row.get(column, "")) for column in rows[0]))
+        table.add_row(*(plain(row.get(column, "")) for column in columns))
     # A pipe has no width: without one rich would wrap the columns to 80 characters.
     console = Console()
     if not console.is_terminal:

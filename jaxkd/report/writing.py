@@ -4,7 +4,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from jaxkd import _files
+from jaxkd import store
 from jaxkd.report import charts, courses, facts, page, predictions, results
 from jaxkd.report.blocks import Block, Heading, Note, Picture
 from jaxkd.report.merging import Group, grouped
@@ -31,7 +31,8 @@ def write(
 
     Raises:
       ValueError: if `runs` is empty, or something is not a run directory or is of
-        another format.
+        another format; if a file of the report is there already, and not as part of
+        an earlier report.
       OSError: if `out` cannot be written.
     """
     if isinstance(runs, str | os.PathLike):
@@ -53,6 +54,7 @@ def write(
         "report.html": page.html(title, blocks),
         **pictures,
     }
+    _require_ours(folder, list(texts), list(places))
     return [_put(folder / name, text) for name, text in texts.items()]
 
 
@@ -80,8 +82,26 @@ def contents(groups: Sequence[Group]) -> list[Block]:
     return blocks
 
 
+def _require_ours(
+    folder: pathlib.Path, names: Sequence[str], runs: Sequence[pathlib.Path]
+) -> None:
+    """Refuses to write over files that are no report, outside the runs themselves."""
+    there = [folder / name for name in names if (folder / name).exists()]
+    if not there or folder.resolve() in runs:
+        return
+    try:
+        head = (folder / "report.md").read_bytes()[:10_000]
+    except OSError:
+        head = b""
+    if page.MARK.encode() not in head:
+        raise ValueError(
+            f"{there[0]} was not written by jaxkd report, and is not replaced: name "
+            "another folder"
+        )
+
+
 def _put(path: pathlib.Path, text: str) -> pathlib.Path:
     """Writes a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _files.write(path, text.encode())
+    store.write_file(path, text.encode())
     return path

@@ -96,7 +96,6 @@ def test_a_folder_that_cannot_be_made_is_refused(capsys, tmp_path):
 def test_names_that_would_be_one_file_are_refused(capsys, tmp_path):
     mlp = 'kind = "mlp"\n'
     for names, message in {
-        ("a", "a.json"): "models: the name 'a.json' must not end in .json",
         ("A", "a"): "models: the names 'A' and 'a' differ in case only",
         ("a", "../a"): "models: '../a' must be a name of letters, digits",
         ("a", "b" * 61): "at most 60",

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from jaxkd import store
 from jaxkd.pipeline import directory
 from tests.pipeline import small
 from tests.pipeline.small import assert_same
@@ -48,7 +49,8 @@ def undisturbed(tmp_path_factory):
 def test_a_run_that_is_killed_again_and_again_ends_the_same(undisturbed, tmp_path):
     whole, cache = undisturbed
     run = tmp_path / "run"
-    directory.create(small.config(tmp_path), run)
+    with directory.create(small.config(tmp_path), run):
+        pass
     killed = called("tests.pipeline.killing", run, "7", cache=cache)
     assert killed.returncode == 0, killed.stderr
     assert "Traceback" not in killed.stderr
@@ -58,7 +60,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(undisturbed, tmp_pat
     stages = {k for k in kills if k != "between"}
     assert len(stages) >= 7, stages  # of eight; one may be too quick to be hit
     assert_same(run, whole)
-    assert not list(run.rglob(".partial-*/*"))
+    assert not list(run.rglob(f"{store.PREFIX}*"))
 
 
 LIMITED = """

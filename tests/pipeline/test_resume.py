@@ -1,4 +1,4 @@
-"""A run that broke off is gone on with, and ends as if it had not been."""
+"""A run that broke off is resumed, and ends as if it had not been."""
 
 import contextlib
 import functools
@@ -94,7 +94,9 @@ def test_a_changed_stage_and_those_after_it_are_done_anew(whole, tmp_path):
     runs.resume(run, say=said.append)
     done = [s.split()[-1] for s in said if s.startswith("stage ")]
     assert done == ["finetune", "quantize", "export"]
-    assert sum("another beginning; the stage is done again" in s for s in said) == 3
+    assert (
+        sum("made from other inputs; the stage is done again" in s for s in said) == 3
+    )
     assert read(run)["rows"][-1]["digest"] != read(whole)["rows"][-1]["digest"]
     kept = read(run)["rows"][4]
     assert kept == read(whole)["rows"][4]
@@ -138,7 +140,10 @@ def test_a_run_that_breaks_off_after_any_row_ends_the_same(
     assert_same(tmp_path / "run", whole)
 
 
-def test_ctrl_c_saves_the_epoch_and_says_where(config, whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_the_epoch_and_says_where(
+    config, tmp_path, monkeypatch, number
+):
     real, count = directory.metrics, [0]
 
     def interrupting(run):
@@ -148,7 +153,7 @@ def test_ctrl_c_saves_the_epoch_and_says_where(config, whole, tmp_path, monkeypa
             metrics.add(line)
             count[0] += 1
             if count[0] == 2:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
 
         return metrics._replace(add=add)
 
