@@ -21,6 +21,8 @@ from jaxkd import checkpoint, cost, data, distill, evaluate, log, report, store,
 from jaxkd.data import augment
 from jaxkd.models import Net
 
+LAST = "Accuracy after the last epoch, mean ± standard deviation over seeds"
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -127,6 +129,20 @@ def rehearse(student: Net, examples: data.Dataset, teacher: Net, **how: Any) -> 
         jax.eval_shape(epoch, state, variables, resident, key)
 
 
+def table(
+    runs: Mapping[str, tuple[Net, train.Run]], test: data.Dataset, view: augment.View
+) -> list[dict[str, str]]:
+    """Make a row of each run, by its name: accuracy in percent, size and speed."""
+    return [
+        {
+            "network": name,
+            "test accuracy %": report.mean_sd(run.final(), scale=100),
+            **costs(net, run.seed(0), test, view),
+        }
+        for name, (net, run) in runs.items()
+    ]
+
+
 def costs(
     net: Net, variables: train.Variables, test: data.Dataset, view: augment.View
 ) -> dict[str, str]:
@@ -162,6 +178,16 @@ def gain_sentence(values: Any, baseline: Any) -> str:
     return (
         f"Distillation changes the accuracy by {gain(values, baseline)} points ({how})."
     )
+
+
+def curves(directory: pathlib.Path, panels: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw the accuracy after each epoch of runs, by panel and label."""
+    percent = lambda run: 100 * np.array([row["accuracy"] for row in run.history])
+    lines = {
+        title: {label: percent(run) for label, run in runs.items()}
+        for title, runs in panels.items()
+    }
+    report.curves(directory / "curves.png", lines, y_label="test accuracy, %")
 
 
 def write_report(

@@ -17,12 +17,11 @@ It prints a table, and writes `report.md`, `curves.png` and the trained networks
 import dataclasses
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
 
 from experiments import common
-from jaxkd import data, distill, losses, models, report, train
+from jaxkd import data, distill, losses, models, train
 from jaxkd.data import augment
 
 
@@ -72,7 +71,7 @@ def main(config: Config) -> dict[str, float]:
     taught = common.learn(
         directory / "teacher", teacher, images, epochs=epochs, seeds=1, **how
     )
-    runs, notes, panels = {"teacher": taught}, [], {}
+    runs, notes, panels = {"teacher": (teacher, taught)}, [], {}
     for seen in (few, images):
         n = len(seen.images)
         logits = train.cache_teacher(
@@ -89,37 +88,20 @@ def main(config: Config) -> dict[str, float]:
             teacher="cached",
             **how,
         )
-        runs[f"alone, {n:,} images"] = alone
-        runs[f"distilled, {n:,} images"] = distilled
+        runs[f"student alone, {n:,} images"] = student, alone
+        runs[f"student distilled, {n:,} images"] = student, distilled
+        panels[f"student with {n:,} images"] = {"alone": alone, "distilled": distilled}
         change = common.gain_sentence(distilled.final(), alone.final())
         notes.append(f"{n:,} images: {change}")
-        panels[f"student with {n:,} images"] = {
-            label: 100 * np.array([row["accuracy"] for row in run.history])
-            for label, run in {"alone": alone, "distilled": distilled}.items()
-        }
     notes.append(
         f"The teacher has seen all {len(images.images):,} images: what it passes on to "
         f"a student with {len(few.images)} is not a gain at equal data."
     )
-
-    report.curves(directory / "curves.png", panels, y_label="test accuracy, %")
-    rows = [
-        {
-            "network": name if name == "teacher" else f"student {name}",
-            "test accuracy %": report.mean_sd(run.final(), scale=100),
-            **common.costs(
-                teacher if name == "teacher" else student, run.seed(0), test, view
-            ),
-        }
-        for name, run in runs.items()
-    ]
-    common.write_report(
-        directory,
-        f"quickstart: optical digits, {len(test.images)} {test.split} images",
-        {"Accuracy after the last epoch, mean ± standard deviation over seeds": rows},
-        notes,
-    )
-    return {name: float(run.final().mean()) for name, run in runs.items()}
+    common.curves(directory, panels)
+    title = f"quickstart: optical digits, {len(test.images)} {test.split} images"
+    rows = common.table(runs, test, view)
+    common.write_report(directory, title, {common.LAST: rows}, notes)
+    return {name: float(run.final().mean()) for name, (_, run) in runs.items()}
 
 
 if __name__ == "__main__":

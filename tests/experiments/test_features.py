@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import pathlib
 
 import jax
 import numpy as np
@@ -10,7 +12,17 @@ import pytest
 
 from experiments import _contest, _methods, _protocol, cifar100, features
 from jaxkd import data, models
-from tests.test_experiments import needs_archives, only
+
+ARCHIVES = os.environ.get("JAXKD_ARCHIVES")
+needs_archives = pytest.mark.skipif(
+    not ARCHIVES, reason="JAXKD_ARCHIVES names no folder of the official archives"
+)
+
+
+def only(directory: pathlib.Path) -> pathlib.Path:
+    (found,) = directory.iterdir()
+    return found
+
 
 TINY = features.Config(
     teacher="resnet8",

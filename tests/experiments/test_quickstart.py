@@ -39,7 +39,9 @@ def test_it_leaves_its_report_and_is_resumed(tmp_path, capsys):
 def test_at_full_size_it_gains_three_standard_errors(tmp_path, capsys):
     results = quickstart.main(quickstart.Config(out=str(tmp_path)))
     assert results["teacher"] > 0.95
-    assert results["distilled, 100 images"] > results["alone, 100 images"]
+    assert (
+        results["student distilled, 100 images"] > results["student alone, 100 images"]
+    )
     sentence = next(
         line for line in capsys.readouterr().out.splitlines() if "100 images: " in line
     )
