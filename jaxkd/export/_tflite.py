@@ -80,7 +80,7 @@ def tflite(
                 f"quantize={recipe!r} is for a network in float, and net is quantized: "
                 "leave it out"
             )
-        plain = jax.jit(functools.partial(program.call, closed))
+        plain = jax.jit(functools.partial(program.call, uneven(closed)))
         exported = jax.export.export(plain, platforms=["cpu"])
         image = jax.ShapeDtypeStruct(closed.in_avals[0].shape, np.float32)
         blob = convert(exported(image), strict=marked)
@@ -103,6 +103,24 @@ def tflite(
         batch=batch,
         **options,
     )
+
+
+def uneven(closed: Any) -> Any:
+    """A program without biases that are the same number in every channel.
+
+    The converter stores such a constant as one number and quantizes it with the scale
+    of the first channel alone. One channel's number is therefore moved to the next
+    float32.
+    """
+    added = {v for e in closed.jaxpr.eqns if e.primitive.name == "add" for v in e.invars
+             if not hasattr(v, "val")}  # fmt: skip
+    consts = []
+    for variable, const in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+        if variable in added and np.size(const) > 1 and np.ptp(const) == 0:
+            const = np.array(const)
+            const.flat[0] = np.nextafter(const.flat[0], 2 * const.flat[0])
+        consts.append(const)
+    return closed.replace(consts=consts)
 
 
 def convert(exported: Any, strict: bool) -> bytes:

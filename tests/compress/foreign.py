@@ -487,10 +487,24 @@ def made(name: str, seed: int = 0) -> Foreign:
     """The network of this name; none of its variables is at its start."""
     module, shape = NETS[name]
     net = from_foreign(module(), {}, call=lambda train: {"train": train})
+    net = Net(_promoting(net.init), _promoting(net.apply))
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     shapes = jax.eval_shape(net.init, jax.random.key(0), x)
     params, state = _drawn(shapes, seed)
     return Foreign(net, params, state, shape)
+
+
+def _promoting(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, in which axes are added to arrays of lower rank.
+
+    These tests run with `jax_numpy_rank_promotion="raise"`; people do not.
+    """
+
+    def call(*args, **kwargs):
+        with jax.numpy_rank_promotion("allow"):
+            return f(*args, **kwargs)
+
+    return call
 
 
 def _drawn(shapes: Any, seed: int) -> Any:
