@@ -33,6 +33,8 @@ def models(config: Config, world: World) -> dict[str, Held]:
                 _own(found[name], world)
         except (ValueError, KeyError) as error:
             raise ValueError(f"models.{name}: {error}") from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"models.{name}.weights: {error}") from error
     return found
 
 

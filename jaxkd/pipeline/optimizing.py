@@ -26,8 +26,14 @@ def _only(
         terms = ["terms/*"] if jax.tree.leaves(params["terms"]) else []
         return transfer.train_only(tx, [*(f"student/{p}" for p in patterns), *terms])
 
+    def init(params: Any) -> Any:
+        try:
+            return chosen(params).init(params)
+        except ValueError as error:
+            raise ValueError(f"trains: {error}") from error
+
     return optax.GradientTransformation(
-        lambda params: chosen(params).init(params),
+        init,
         lambda updates, state, params: chosen(params).update(updates, state, params),
     )
 

@@ -113,13 +113,19 @@ def test_a_byte_order_mark_is_skipped(capsys, tmp_path):
 
 
 @pytest.mark.bad_input
-def test_the_weights_of_a_run_are_those_of_one_of_its_models(capsys, tmp_path, whole):
+def test_the_weights_of_a_run_are_those_of_one_of_its_models(
+    capsys, tmp_path, tmp_path_factory
+):
+    whole = tmp_path_factory.mktemp("run")
+    (whole / "models").mkdir()
+    for name in ("config.toml", "models/student.json", "models/teacher.json"):
+        (whole / name).touch()
     text = BASE.replace('"train"', '"finetune"')
     change = f"models.teacher.weights={whole}"
     code, error = check(capsys, tmp_path, text, "--set", change)
     message = f"models.teacher: weights: {whole} is a run; give the folder of one of"
     assert code == 2 and message in error
-    assert f"{whole}/models/source; there are source, student, teacher" in error
+    assert f"{whole}/models/student; there are student, teacher" in error
 
 
 def test_the_largest_array_of_inner_programs_counts(monkeypatch):
