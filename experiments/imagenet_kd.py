@@ -42,7 +42,17 @@ import tyro
 
 from experiments import _fake_images as fake, _outcome as outcome, _protocol as protocol
 from experiments._pair import refusing
-from jaxkd import checkpoint, data, distill, log, losses, mesh, processes, streaming
+from jaxkd import (
+    checkpoint,
+    data,
+    distill,
+    evaluate,
+    log,
+    losses,
+    mesh,
+    processes,
+    train,
+)
 from jaxkd.data import augment, decode
 from jaxkd.models import Net
 
@@ -107,7 +117,7 @@ class Config:
         return dataclasses.replace(usual, **chosen)
 
 
-def streams(config: Config, devices: Any) -> tuple[streaming.Stream, streaming.Stream]:
+def streams(config: Config, devices: Any) -> tuple[data.Stream, data.Stream]:
     """The training and the test data.
 
     Raises:
@@ -119,7 +129,7 @@ def streams(config: Config, devices: Any) -> tuple[streaming.Stream, streaming.S
         sources = [
             fake.source(n, size, config.fake_classes) for n in (config.fake_images, few)
         ]
-        workers = 0
+        workers = 1
     else:
         held_out = config.evaluate_on == "held_out"
         names = ("train[2%:]", "train[:2%]") if held_out else ("train", "validation")
@@ -133,11 +143,10 @@ def streams(config: Config, devices: Any) -> tuple[streaming.Stream, streaming.S
             ]
         workers = config.workers
     batch = config.recipe().batch_size
-    train, test = (
-        streaming.Stream(source, batch, workers=workers, mesh=devices)
-        for source in sources
+    examples, test = (
+        data.Stream(source, batch, workers=workers, mesh=devices) for source in sources
     )
-    return train, test
+    return examples, test
 
 
 def views(config: Config) -> tuple[augment.View, augment.View]:
@@ -253,47 +262,47 @@ def begin(
     init: Callable[..., distill.TrainState],
     arguments: tuple[Any, ...],
     devices: Any,
-) -> tuple[distill.TrainState, streaming.Place]:
+) -> tuple[distill.TrainState, train.Place]:
     """The state of the newest checkpoint and where it stands, or a new one."""
     everywhere = mesh.replicated(devices)
     found = checkpoint.newest(directory / "checkpoints", print)
     if found is None:
         made = jax.jit(init, out_shardings=everywhere)
-        return made(*arguments), streaming.Place()
+        return made(*arguments), train.Place()
     state = checkpoint.like(found.tree, jax.eval_shape(init, *arguments))
-    return mesh.put(state, everywhere), streaming.Place(*found.meta["place"])
+    return mesh.put(state, everywhere), train.Place(*found.meta["place"])
 
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment; returns the last epoch's row."""
     processes.start()
     devices = mesh.make(config.model_devices)
-    train, test = streams(config, devices)
-    classes = len(train.source.classes)
+    examples, test = streams(config, devices)
+    classes = len(examples.source.classes)
     nets = [protocol.network(name, classes) for name in PAIRS[config.pair]]
     student = nets[0] if config.method == "teacher" else nets[1]
     variables = teacher(config, nets[0], devices)
     answers = distill.nobody if variables is None else distill.frozen(nets[0])
     view, test_view = views(config)
-    tx = optimiser(config, train.steps)
+    tx = optimiser(config, examples.steps)
     d = distill.distiller(student, answers, spec(config), tx)
     with refusing("cannot train"):
-        step = streaming.make_step(d, train, view=view)
-        batch = streaming.example(train, view)
-        evaluate = streaming.scorer(student, test, view=test_view)
+        step = train.make_step(d, examples, view=view)
+        batch = train.example(examples, view)
+        score = evaluate.scorer(student, test, view=test_view)
     directory, write = opened(config)
     key = jax.random.key(config.seed)
     shared, example = mesh.put((key, batch), mesh.replicated(devices))
     state, place = begin(directory, d.init, (shared, variables, example), devices)
     with checkpoint.writer(directory / "checkpoints", keep=2) as saving:
-        run = streaming.fit(
+        run = train.fit(
             step,
             state,
             variables,
-            train,
+            examples,
             key=key,
             epochs=config.recipe().epochs,
-            evaluate=evaluate,
+            evaluate=score,
             log=write,
             name=config.method,
             start=place,
@@ -322,7 +331,7 @@ def finish(
         print(
             f"{config.pair}, {config.method}: accuracy {100 * last['accuracy']:.2f} %"
             f"{' (fake images)' if config.fake else ''}, "
-            f"{last['images_per_s']:,.1f} images/s, waited for data "
+            f"{last['examples/s']:,.1f} images/s, waited for data "
             f"{100 * last['waited']:.1f} % of the time; {directory}"
         )
     return last

@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd import _check
-from jaxkd.data import count, gather
+from jaxkd.data import Stream, count, gather
 from jaxkd.data.augment import View
+from jaxkd.data.stream import once
 from jaxkd.distill import Inputs, Teacher, TrainState, cross_entropy, fit_mask, frozen
 from jaxkd.models.net import Net
 from jaxkd.types import Batch, Metrics, Params, State
@@ -63,7 +65,7 @@ def predict(
 
 def scorer(
     net: Net,
-    resident: Batch,
+    examples: Batch | Stream,
     *,
     view: View,
     batch_size: int = 500,
@@ -74,54 +76,88 @@ def scorer(
 
     Args:
       net: the student.
-      resident: the data to measure it on, e.g. from `data.on_device`: "label", and
-        "where" if only some entries count.
+      examples: the data to measure it on, e.g. from `data.on_device`, or a stream:
+        "label", and "where" if only some entries count.
       view: how the network sees the data; not random.
-      batch_size: examples in one pass.
+      batch_size: examples in one pass; a stream has its own.
       inputs: what the network sees of a batch, as in `distill.distiller`.
       metrics: functions `(logits, labels)` of the whole data, each a scalar, by name;
-        one that takes `where=` is given the mask. By default `accuracy` and `nll`.
+        one that takes `where=` is given the mask. By default `accuracy` and `nll`. Over
+        a stream each must take `where=`, and is the mean over batches, weighted by what
+        counts in them: exact for whatever is a mean over examples.
 
     Returns:
       `state -> {name: value}`: scalars, or `[seeds]` for stacked states.
 
     Raises:
-      ValueError: if the columns differ in length or there is no "label".
+      ValueError: if the columns differ in length, there is no "label", or a metric over
+        a stream takes no mask.
     """
-    count(resident)
-    if "label" not in resident:
-        raise ValueError(f'data to measure on need "label", got {sorted(resident)}')
     wanted = {"accuracy": accuracy, "nll": nll} if metrics is None else dict(metrics)
+    teacher = frozen(net, inputs=inputs)
+    if isinstance(examples, Stream):
+        return _stream_scorer(teacher, examples, view, wanted)
+    size = min(batch_size, count(examples))
+    if "label" not in examples:
+        raise ValueError(f'data to measure on need "label", got {sorted(examples)}')
 
-    def score(variables: tuple[Params, State], resident: Batch) -> Metrics:
-        logits = predict(
-            frozen(net, inputs=inputs),
-            variables,
-            resident,
-            view=view,
-            batch_size=min(batch_size, count(resident)),
-        )
-        labels, mask = resident["label"], {}
-        if "where" in resident:
-            mask = {"where": fit_mask(resident["where"], logits.shape[:-1])}
-        return {
-            name: metric(logits, labels, **(mask if _takes_mask(metric) else {}))
-            for name, metric in wanted.items()
-        }
+    def score(variables: tuple[Params, State], examples: Batch) -> Metrics:
+        logits = predict(teacher, variables, examples, view=view, batch_size=size)
+        return _measure(wanted, logits, examples)
 
     @jax.jit
-    def measure(variables: tuple[Params, State], resident: Batch) -> Metrics:
-        return score(variables, resident)
+    def score_each(variables: tuple[Params, State], examples: Batch) -> Metrics:
+        return jax.lax.map(lambda v: score(v, examples), variables)
+
+    score_one = jax.jit(score)
+
+    def measure(state: TrainState) -> Metrics:
+        return (score_each if state.key.ndim else score_one)(state.student, examples)
+
+    return measure
+
+
+def _measure(wanted: Mapping[str, Metric], logits: Array, batch: Batch) -> Metrics:
+    mask = {}
+    if "where" in batch:
+        mask = {"where": fit_mask(batch["where"], logits.shape[:-1])}
+    return {
+        name: metric(logits, batch["label"], **(mask if _takes_mask(metric) else {}))
+        for name, metric in wanted.items()
+    }
+
+
+def _stream_scorer(
+    teacher: Teacher, stream: Stream, view: View, wanted: Mapping[str, Metric]
+) -> Callable[[TrainState], Metrics]:
+    for name, metric in wanted.items():
+        if not _takes_mask(metric):
+            raise ValueError(f"metric {name!r} over a stream must take where=")
+    n, size = stream.source.examples, stream.batch_size
 
     @jax.jit
-    def measure_each(variables: tuple[Params, State], resident: Batch) -> Metrics:
-        return jax.lax.map(lambda v: score(v, resident), variables)
+    def score(variables: Any, batch: Batch, rows: Array) -> tuple[Metrics, Array]:
+        seen = view(jax.random.key(0), batch)
+        logits = teacher(variables, seen).logits
+        where = fit_mask(jnp.arange(size) < rows, logits.shape[:-1])
+        if "where" in batch:
+            where &= fit_mask(batch["where"], logits.shape[:-1])
+        weight = jnp.sum(where).astype(jnp.float32)
+        found = _measure(wanted, logits, {**batch, "where": where})
+        return jax.tree.map(lambda value: value * weight, found), weight
 
-    def of(state: TrainState) -> Metrics:
-        several = state.key.ndim > 0
-        return (measure_each if several else measure)(state.student, resident)
+    def measure(state: TrainState) -> Metrics:
+        if state.key.ndim:
+            raise ValueError("a stream is measured on one seed at a time")
+        parts = []
+        with once(stream) as feed:
+            for first in range(0, n, size):
+                rows = np.int32(min(size, n - first))
+                parts.append(score(state.student, feed.take(), rows))
+        total, weight = jax.tree.map(lambda *values: np.sum(values), *parts)
+        return {name: value / max(weight, 1) for name, value in total.items()}
 
-    return of
+    return measure
 
 
 def _takes_mask(metric: Metric) -> bool:

@@ -106,7 +106,7 @@ def run(folder, dies=False):
             mesh.put(resident, mesh.replicated(on)),
             key=key,
             epochs=EPOCHS,
-            first_epoch=behind,
+            start=train.Place(behind),
             log=write,
             after=after,
         )

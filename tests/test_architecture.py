@@ -14,7 +14,7 @@ LAYERS = [
     "data",
     "models",
     "distill terms",
-    "train evaluate checkpoint log cache schemes transfer streaming",
+    "train evaluate checkpoint log cache schemes transfer",
     "recipes",
     "compress",
     "export report",

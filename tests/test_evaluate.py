@@ -48,9 +48,7 @@ def test_nll_is_the_mean_of_minus_log_p():
 @pytest.mark.bad_input
 def test_predict_refuses_the_logits_of_several_teachers():
     both = lambda variables, batch: Outputs(jnp.zeros((2, len(batch["image"]), 5)), {})
-    with pytest.raises(
-        ValueError, match=r"logits must be \[batch, ..., classes\] .* got \(2, "
-    ):
+    with pytest.raises(ValueError, match=r"logits must be .* got \(2, "):
         evaluate.predict(
             both, None, data.on_device(toys.dataset()), view=toys.view, batch_size=10
         )

@@ -52,7 +52,7 @@ def test_it_is_distiller_init_make_epoch_and_fit():
     jax.tree.map(close, run.seed(1), by_hand.variables)
     assert len(run.history) == 2
     for name, value in by_hand.history[-1].items():
-        if name not in ("run", "epoch", "seconds"):
+        if name not in ("run", "epoch", "seconds", "examples/s", "waited"):
             close(run.history[-1][name][1], value)
     close(run.final()[1], by_hand.final())
 
@@ -77,6 +77,64 @@ def test_it_starts_from_what_it_is_given():
         toys.student, toys.dataset(), epochs=0, start=first.variables, seeds=2, **how
     )
     jax.tree.map(np.testing.assert_array_equal, run.seed(1), first.variables)
+
+
+STREAM = data.Stream(data.mapped(toys.dataset()), batch_size=8)
+HOW = {"tx": optax.sgd(0.05), "view": toys.view}
+
+
+def test_streamed_data_are_trained_on_as_data_on_the_device():
+    resident = train.learn(
+        toys.student, toys.dataset(), batch_size=8, epochs=2, seeds=2,
+        test=toys.dataset(), **HOW,
+    )  # fmt: skip
+    run = train.learn(toys.student, STREAM, epochs=2, seeds=2, test=STREAM, **HOW)
+    jax.tree.map(close, run.variables, resident.variables)
+    assert run.history[-1].keys() == resident.history[-1].keys()
+    for name in ("loss", "accuracy", "nll"):
+        close(run.final(name), resident.final(name))
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("examples", "seeds"),
+    [(toys.dataset(), None), (toys.dataset(), 2), (STREAM, None)],
+    ids=["resident", "seeds", "stream"],
+)
+def test_a_training_resumes_from_its_folder_bit_for_bit(tmp_path, examples, seeds):
+    rows = []
+
+    def log(row):
+        rows.append(row)
+        if len(rows) == 2:
+            raise Stop  # the process dies before the second epoch is saved
+
+    how = {"epochs": 3, "save_every": 2, "seeds": seeds, **HOW}
+    if examples is not STREAM:
+        how["batch_size"] = 8
+    learn = lambda **more: train.learn(toys.student, examples, **how, **more)
+    whole = learn()
+    with pytest.raises(Stop):
+        learn(checkpoints=tmp_path, log=log)
+    assert {"000002", "000004", "000005", "000007", "000009"} >= {
+        path.name for path in tmp_path.iterdir()
+    }
+    again = learn(checkpoints=tmp_path)
+    equal = lambda run: jax.tree.map(
+        np.testing.assert_array_equal, run.variables, whole.variables
+    )
+    equal(again)
+    assert [row["loss"] for row in again.history] == [
+        row["loss"] for row in whole.history
+    ]
+    done = learn(checkpoints=tmp_path)  # nothing is left to do
+    equal(done)
+    with pytest.raises(ValueError, match="another run: .*epochs was 3, is 4"):
+        how["epochs"] = 4
+        learn(checkpoints=tmp_path)
 
 
 # --- what can be trained ---

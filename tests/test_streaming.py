@@ -1,6 +1,7 @@
 """Streamed training against resident training, across pauses, errors and a limit."""
 
 import ast
+import dataclasses
 import os
 import pathlib
 import signal
@@ -15,8 +16,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import checkpoint, data, distill, evaluate, mesh as meshes, streaming, train
+from jaxkd import checkpoint, data, distill, evaluate, mesh as meshes, train
 from jaxkd.data import augment
+from jaxkd.train import loop
 from tests import toys
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,22 +26,22 @@ KEY = jax.random.key(5)
 VIEW = augment.chain(augment.flip(), augment.crop(1), augment.to_float())
 DATASET = toys.dataset(44)
 SOURCE = data.mapped(DATASET)
-STREAM = streaming.Stream(SOURCE, batch_size=8)  # 5 steps, and 4 examples left over
+STREAM = data.Stream(SOURCE, batch_size=8)  # 5 steps, and 4 examples left over
 DISTILLER = distill.distiller(
     toys.student, distill.frozen(toys.teacher), toys.spec, optax.sgd(0.05, momentum=0.9)
 )
 TEACHER = toys.teacher_variables()
 INIT = jax.jit(DISTILLER.init)
-STEP = streaming.make_step(DISTILLER, STREAM, view=VIEW)  # so it is compiled once
+STEP = train.make_step(DISTILLER, STREAM, view=VIEW)  # so it is compiled once
 
 
 def begun():
-    return INIT(jax.random.key(1), TEACHER, streaming.example(STREAM, VIEW))
+    return INIT(jax.random.key(1), TEACHER, train.example(STREAM, VIEW))
 
 
 def streamed(stream=STREAM, state=None, epochs=3, step=STEP, **knobs):
     state = begun() if state is None else state
-    return streaming.fit(step, state, TEACHER, stream, key=KEY, epochs=epochs, **knobs)
+    return train.fit(step, state, TEACHER, stream, key=KEY, epochs=epochs, **knobs)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def equal(state, expected):
 
 def numbers(history):
     """The rows without what time tells."""
-    measured = ("seconds", "images_per_s", "waited")
+    measured = ("seconds", "examples/s", "waited")
     return [{k: v for k, v in row.items() if k not in measured} for row in history]
 
 
@@ -69,10 +71,10 @@ def test_it_is_the_training_of_resident_data(whole):
     jax.tree.map(close, checkpoint.as_dicts(run.state), whole[0])
     assert int(run.state.step) == 15
     for row, mine in zip(run.history, whole[1], strict=True):
-        assert set(mine) - set(row) == {"images_per_s", "waited"}
+        assert set(mine) == set(row)
         for name in ("loss", "loss/kd", "norm/grad"):
             np.testing.assert_allclose(mine[name], row[name], rtol=1e-4)
-    assert all(0 <= row["waited"] <= 1 and row["images_per_s"] > 0 for row in whole[1])
+    assert all(0 <= row["waited"] <= 1 and row["examples/s"] > 0 for row in whole[1])
 
 
 @pytest.mark.parametrize(
@@ -95,20 +97,23 @@ def test_a_batch_that_is_late_is_waited_for_by_an_idle_device(late, expected):
             events.append(f"land{self.number}")
             return np.array(1.0, np.float32)
 
-    def take():
-        events.append("take")
-        taken.append(None)
-
     def call(state, batch, epoch, number):
         events.append("step")
         return state + 1, {"loss": Loss(number)}
 
-    feed = data.stream.Feed(take, lambda: len(taken) not in late)
-    state, place, spent, error = streaming._advance(
+    class Feed:
+        def take(self):
+            events.append("take")
+            taken.append(None)
+
+        def ready(self):
+            return len(taken) not in late
+
+    state, place, spent, error = loop._take_steps(
         call,
-        feed,
+        Feed(),
         0,
-        streaming.Place(3),
+        train.Place(3),
         steps=4,
         due=lambda done: False,
         name="run",
@@ -120,7 +125,7 @@ def test_a_batch_that_is_late_is_waited_for_by_an_idle_device(late, expected):
 
 
 def test_threads_and_depth_change_nothing(whole):
-    run = streamed(STREAM._replace(workers=3, depth=1))
+    run = streamed(dataclasses.replace(STREAM, workers=3, depth=1))
     equal(run.state, whole[0])
     assert numbers(run.history) == numbers(whole[1])
 
@@ -152,7 +157,7 @@ def test_an_interrupted_run_is_saved_after_the_step_under_way(whole):
         return SOURCE.read(positions, draws)
 
     source = SOURCE._replace(read=read)
-    run = streamed(STREAM._replace(source=source), save=keep)
+    run = streamed(dataclasses.replace(STREAM, source=source), save=keep)
     assert run.interrupted and len(run.history) < 3
     tree, place = saved[-1]
     equal(run.state, tree)
@@ -174,7 +179,7 @@ def test_a_broken_record_is_named_and_what_was_trained_is_saved():
             raise ValueError(f"{SOURCE.record(broken)} cannot be read")
         return SOURCE.read(positions, draws)
 
-    stream = STREAM._replace(source=SOURCE._replace(read=read), workers=2)
+    stream = dataclasses.replace(STREAM, source=SOURCE._replace(read=read), workers=2)
     with pytest.raises(ValueError, match=f"toy/train, image {broken} cannot be read"):
         streamed(stream, save=lambda state, place: saved.append(place))
     assert [place[:2] for place in saved] == [(1, 0), (1, step)]
@@ -198,18 +203,18 @@ def test_a_loss_that_is_no_number_ends_the_run_naming_step_and_term():
     weight = lambda step: jnp.where(step < 7, 1.0, jnp.nan)
     wrong = {"ce": (weight, distill.on_labels(distill.cross_entropy))}
     d = distill.distiller(toys.student, distill.nobody, wrong, optax.sgd(0.1))
-    batch = streaming.example(STREAM, VIEW)
+    batch = train.example(STREAM, VIEW)
     state = jax.jit(d.init, static_argnums=1)(jax.random.key(1), None, batch)
-    step = streaming.make_step(d, STREAM, view=VIEW)
+    step = train.make_step(d, STREAM, view=VIEW)
     with pytest.raises(FloatingPointError, match="bad: norm/grad is nan at step 7"):
-        streaming.fit(step, state, None, STREAM, key=KEY, epochs=2, name="bad")
+        train.fit(step, state, None, STREAM, key=KEY, epochs=2, name="bad")
 
 
 def test_a_mesh_of_one_device_changes_nothing(whole):
     mesh = meshes.make(devices=jax.devices()[:1])
     state = meshes.put(begun(), meshes.replicated(mesh))
-    stream = STREAM._replace(mesh=mesh)
-    step = streaming.make_step(DISTILLER, stream, view=VIEW)
+    stream = dataclasses.replace(STREAM, mesh=mesh)
+    step = train.make_step(DISTILLER, stream, view=VIEW)
     run = streamed(stream, state, step=step)
     equal(run.state, whole[0])
     assert run.state.step.sharding.mesh == mesh
@@ -221,8 +226,8 @@ def test_streamed_evaluation_counts_every_example_once():
     resident = evaluate.scorer(toys.student, data.on_device(DATASET), view=view)
     expected = resident(state)
     for size in (8, 44, 50):  # the last batch is filled up
-        stream = STREAM._replace(batch_size=size)
-        found = streaming.scorer(toys.student, stream, view=view)(state)
+        stream = dataclasses.replace(STREAM, batch_size=size)
+        found = evaluate.scorer(toys.student, stream, view=view)(state)
         assert set(found) == set(expected)
         for name in expected:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
@@ -230,11 +235,11 @@ def test_streamed_evaluation_counts_every_example_once():
 
 def test_outputs_stored_for_other_images_are_refused():
     read = lambda p, d: {**SOURCE.read(p, d), "teacher": np.zeros((len(p), 5))}
-    stream = STREAM._replace(source=SOURCE._replace(read=read))
+    stream = dataclasses.replace(STREAM, source=SOURCE._replace(read=read))
     d = distill.distiller(toys.student, distill.cached, toys.spec, optax.sgd(1.0))
-    step = streaming.make_step(d, stream, view=VIEW)
+    step = train.make_step(d, stream, view=VIEW)
     with pytest.raises(ValueError, match="the view is random"):
-        streaming.fit(step, begun(), None, stream, key=KEY, epochs=1)
+        train.fit(step, begun(), None, stream, key=KEY, epochs=1)
 
 
 @pytest.mark.bad_input
@@ -242,13 +247,13 @@ def test_outputs_stored_for_other_images_are_refused():
     ("call", "message"),
     [
         (
-            lambda: streaming.make_step(
-                DISTILLER, STREAM._replace(batch_size=45), view=VIEW
+            lambda: train.make_step(
+                DISTILLER, dataclasses.replace(STREAM, batch_size=45), view=VIEW
             ),
             "1 to the 44 examples",
         ),
-        (lambda: streamed(start=streaming.Place(0, 5)), "within 3 epochs of 5 steps"),
-        (lambda: streamed(start=streaming.Place(4, 0)), r"got \(4, 0\)"),
+        (lambda: streamed(start=train.Place(0, 5)), "within 3 epochs of 5 steps"),
+        (lambda: streamed(start=train.Place(4, 0)), r"got \(4, 0\)"),
         (lambda: streamed(save_every=0), "save_every must be >= 1"),
     ],
 )
@@ -260,7 +265,8 @@ def test_what_cannot_work_is_refused(call, message):
 LIMITED = """
 import resource, sys
 import flax.linen as nn, jax, numpy as np, optax
-from jaxkd import data, distill, streaming
+import dataclasses
+from jaxkd import data, distill, train
 from jaxkd.data import augment
 from jaxkd.models import mlp
 
@@ -282,16 +288,16 @@ def read(positions, draws):
     return {"image": image, "label": label, "index": label}
 
 small = data.Source("small", n, ("a",), read, str)
-stream = streaming.Stream(small, batch_size=64, workers=2)
-step = streaming.make_step(d, stream, view=view)
+stream = data.Stream(small, batch_size=64, workers=2)
+step = train.make_step(d, stream, view=view)
 
 def run(stream, start=None):
-    state = d.init(jax.random.key(0), None, streaming.example(stream, view))
+    state = d.init(jax.random.key(0), None, train.example(stream, view))
     key = jax.random.key(1)
-    return streaming.fit(step, state, None, stream, key=key, epochs=1, start=start)
+    return train.fit(step, state, None, stream, key=key, epochs=1, start=start)
 
 # Programs are compiled, thread stacks and pools made, before the limit is set.
-run(stream, streaming.Place(0, stream.steps - 4))
+run(stream, train.Place(0, stream.steps - 4))
 limit = own() + ALLOWED
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 images = np.load(sys.argv[1], mmap_mode="r")
@@ -302,7 +308,7 @@ except MemoryError:
     print("too large to be copied")
 zero, index = np.zeros(n, np.int32), np.arange(n, dtype=np.int32)
 dataset = data.Dataset("large", "train", images, zero, index, ("a",))
-stream = stream._replace(source=data.mapped(dataset))
+stream = dataclasses.replace(stream, source=data.mapped(dataset))
 print("steps", int(run(stream).state.step), "of", stream.steps)
 """
 
@@ -332,7 +338,8 @@ def test_four_times_the_allowed_memory_is_streamed_within_it(tmp_path):
 TOGETHER = """
 import sys
 import jax, numpy as np
-from jaxkd import checkpoint, mesh, processes, streaming
+import dataclasses
+from jaxkd import checkpoint, evaluate, mesh, processes, train
 
 processes.start()
 from tests import test_streaming as parts
@@ -343,17 +350,18 @@ def read(positions, draws):
     taken.extend(positions.tolist())
     return parts.SOURCE.read(positions, draws)
 
-stream = parts.STREAM._replace(mesh=devices, source=parts.SOURCE._replace(read=read))
+source = parts.SOURCE._replace(read=read)
+stream = dataclasses.replace(parts.STREAM, mesh=devices, source=source)
 variables = mesh.put(parts.TEACHER, mesh.replicated(devices))
 state = mesh.put(parts.begun(), mesh.replicated(devices))
-step = streaming.make_step(parts.DISTILLER, stream, view=parts.VIEW)
+step = train.make_step(parts.DISTILLER, stream, view=parts.VIEW)
 taken.clear()  # the examples that the variables were made from
 with checkpoint.writer(sys.argv[1]) as saving:
     save = lambda state, place: saving.save(int(state.step), state, {"place": [*place]})
-    run = streaming.fit(
+    run = train.fit(
         step, state, variables, stream, key=parts.KEY, epochs=2, save=save, save_every=3
     )
-score = streaming.scorer(parts.toys.student, stream, view=parts.augment.to_float())
+score = evaluate.scorer(parts.toys.student, stream, view=parts.augment.to_float())
 found = {name: float(value) for name, value in score(run.state).items()}
 print(jax.process_index(), sorted(taken[: 2 * 5 * 4]), found, sep="|")
 """
@@ -392,10 +400,10 @@ def test_two_processes_train_as_one_which_then_goes_on(whole, tmp_path):
         mine = np.concatenate([o[:, 4 * index :][:, :4].ravel() for o in orders])
         assert read[index] == sorted(mine.tolist())
     found = checkpoint.newest(tmp_path, pytest.fail)
-    place = streaming.Place(*found.meta["place"])
+    place = train.Place(*found.meta["place"])
     assert place == (2, 0, {})
     state = checkpoint.like(found.tree, jax.eval_shape(begun))
-    expected = streaming.scorer(toys.student, STREAM, view=augment.to_float())(state)
+    expected = evaluate.scorer(toys.student, STREAM, view=augment.to_float())(state)
     for _, _, scores in said:
         for name, value in ast.literal_eval(scores).items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-5)

@@ -238,7 +238,7 @@ def test_errors_name_what_does_not_fit(world):
     with pytest.raises(ValueError, match="epochs must be >= 0, got -1"):
         train.fit(epoch, start(), variables, resident, key=key, epochs=-1)
     large = train.make_epoch(d, view=toys.view, batch_size=41)
-    with pytest.raises(ValueError, match="batch_size must be at most n = 40"):
+    with pytest.raises(ValueError, match="at most the 40 examples, got 41"):
         train.fit(large, start(), variables, resident, key=key, epochs=1)
     with_logits = {**resident, "teacher": jnp.zeros((40, 5))}
     flipped = train.make_epoch(

@@ -16,7 +16,6 @@ busy machine changes less (not for grain's worker processes). For "step", `waite
 the share of the time in which the device had to wait for (fake) images.
 """
 
-import contextlib
 import dataclasses
 import importlib
 import json
@@ -44,7 +43,7 @@ class Config:
     """What to measure, and for how long."""
 
     cases: tuple[str, ...] = ("mapped", "records", "centre", "grain")
-    workers: tuple[int, ...] = (0, os.cpu_count() or 1)  # threads, each in turn
+    workers: tuple[int, ...] = (1, os.cpu_count() or 1)  # threads, each in turn
     seconds: float = 3.0
     batch_size: int = 64
     images: int = 256  # JPEGs to make
@@ -94,9 +93,9 @@ def rate(items: Iterable[stream.HostBatch], *, seconds: float) -> Row:
 
 
 def _rate(config: Config, source: stream.Source, workers: int) -> Row:
-    plan = stream.plan(KEY, source.examples, batch_size=config.batch_size, epochs=10**6)
-    with contextlib.closing(stream.read(source, plan, workers=workers)) as read:
-        return rate(read, seconds=config.seconds)
+    reading = data.Stream(source, config.batch_size, workers=workers)
+    with stream.training(reading, KEY, epochs=10**6) as feed:
+        return rate(iter(feed.take, None), seconds=config.seconds)
 
 
 def mapped(config: Config, root: pathlib.Path, workers: int) -> Row | None:

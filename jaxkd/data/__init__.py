@@ -5,11 +5,12 @@ from jaxkd.data.batches import count, epoch, gather, on_device
 from jaxkd.data.dataset import Dataset, channel_statistics, fingerprint, subset
 from jaxkd.data.records import records
 from jaxkd.data.sources import load, names, prepare
-from jaxkd.data.stream import Source, mapped
+from jaxkd.data.stream import Source, Stream, mapped, sequence
 
 __all__ = [
     "Dataset",
     "Source",
+    "Stream",
     "augment",
     "channel_statistics",
     "count",
@@ -23,5 +24,6 @@ __all__ = [
     "on_device",
     "prepare",
     "records",
+    "sequence",
     "subset",
 ]

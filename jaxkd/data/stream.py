@@ -1,34 +1,33 @@
 """Examples that do not fit into memory: read by position, in a fixed order, ahead.
 
-    source = stream.mapped(data.load("cifar10", "train"))
-    plan = stream.plan(key, source.examples, batch_size=128, epochs=10)
-    with stream.prefetch(stream.read(source, plan, workers=4)) as feed:
-        while (batch := feed.take()) is not None:
-            ...
+    stream = data.Stream(data.mapped(data.load("cifar10", "train")), batch_size=128)
+    run = train.learn(student, stream, ...)
 
-What is kept in memory is the order of one epoch (4 bytes an example) and the few
-batches between the reader and the step.
+grain reads; the order is that of training on data that lie on the device. What is kept
+in memory is the order of an epoch (4 bytes an example) and the few batches between the
+reader and the step.
 """
 
-import collections
 import contextlib
+import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxkd import _check
+from jaxkd import _check, mesh as meshes
 from jaxkd.data import batches, dataset as datasets
+from jaxkd.types import Batch
 
-HostBatch = dict[str, np.ndarray]
+HostBatch = dict[str, Any]
 Read = Callable[[np.ndarray, np.ndarray], HostBatch]
-Chosen = tuple[np.ndarray, np.ndarray]  # positions, and a draw for each
 
 
 class Source(NamedTuple):
@@ -38,9 +37,10 @@ class Source(NamedTuple):
       name: of the data set and its split, for messages.
       examples: how many there are.
       classes: the classes' names, by label.
-      read: `(positions [k], draws [k]) -> {"image": uint8 [k, h, w, c], "label": int32
-        [k], "index": int32 [k]}`. A draw is a uint64 from which whatever is random
-        about reading its example is made, a crop for one. Called from many threads.
+      read: `(positions [k], draws [k]) -> {name: array [k, ...]}`, for images "image"
+        uint8 `[k, h, w, c]`, "label" int32 `[k]` and "index" int32 `[k]`. A draw is a
+        uint64 from which whatever is random about reading its example is made, a crop
+        for one. Called from many threads.
       record: what the example at a position is called in its file, for messages.
     """
 
@@ -49,6 +49,106 @@ class Source(NamedTuple):
     classes: tuple[str, ...]
     read: Read
     record: Callable[[int], str]
+
+
+def sequence(
+    examples: Any, *, name: str = "sequence", classes: Sequence[str] = ()
+) -> Source:
+    """Make a source of anything that has `__len__` and `__getitem__`.
+
+    That is grain's protocol of a random-access data source; data sources of
+    TensorFlow Datasets, data sets of Hugging Face and lists have it too.
+    `__getitems__` is used where it exists.
+
+    Args:
+      examples: `examples[i]` is a dict of arrays or numbers, of the same names and
+        shapes for every i.
+      name: for messages.
+      classes: the classes' names, by label.
+
+    Returns:
+      The source; "index" is added where the examples have none.
+
+    Raises:
+      ValueError: if there is no example; when read, naming the first example that
+        differs from the others or cannot be read.
+    """
+    if not len(examples):
+        raise ValueError(f"{name} has no examples")
+    record = lambda position: f"{name}, example {position}"
+
+    def fetch(position: int) -> dict[str, Any]:
+        try:
+            return dict(examples[position])
+        except Exception as error:
+            raise ValueError(f"{record(position)} cannot be read: {error}") from error
+
+    def read(positions: np.ndarray, draws: np.ndarray) -> HostBatch:
+        places = positions.tolist()
+        if hasattr(examples, "__getitems__"):
+            found = [dict(example) for example in examples.__getitems__(places)]
+        else:
+            found = [fetch(place) for place in places]
+        for place, example in zip(places, found, strict=True):
+            example.setdefault("index", np.int32(place))
+            if _shapes(example) != _shapes(found[0]):
+                raise ValueError(
+                    f"{record(place)} is {_shapes(example)}, unlike "
+                    f"{record(places[0])}, {_shapes(found[0])}"
+                )
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+
+    return Source(name, len(examples), tuple(classes), read, record)
+
+
+def _shapes(example: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(np.shape, example)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """How examples that are read while training come in.
+
+    Attributes:
+      source: from where; `mapped`, `records`, or `sequence` of objects of your own.
+      batch_size: examples in a step, of all processes together.
+      workers: threads that read; 1 is right for memory-mapped data, the number of cores
+        for images that are decoded.
+      depth: how many batches wait on the device, or more if there are more threads.
+      mesh: of all devices, from `mesh.make`; each process then reads only the rows of
+        its own. None is one device.
+    """
+
+    source: Source
+    batch_size: int
+    workers: int = 1
+    depth: int = 2
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        _check.whole(1)("workers", self.workers)
+        _check.whole(1)("depth", self.depth)
+        _check.whole(1)("batch_size", self.batch_size)
+        if self.mesh is not None:
+            meshes.check_batch(self.batch_size, self.mesh)
+
+    @property
+    def steps(self) -> int:
+        """How many whole batches an epoch has."""
+        return self.source.examples // self.batch_size
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which of how many readers this process is."""
+        if self.mesh is None:
+            return 0, 1
+        return jax.process_index(), jax.process_count()
+
+    def put(self, batch: HostBatch) -> Batch:
+        """Put the rows of this process on its devices."""
+        if self.mesh is None:
+            return jax.device_put(batch)
+        return meshes.put_rows(batch, self.mesh)
 
 
 def mapped(dataset: datasets.Dataset) -> Source:
@@ -168,181 +268,125 @@ def share(batch_size: int, part: tuple[int, int]) -> slice:
     return slice(which * rows, (which + 1) * rows)
 
 
-def plan(
-    key: Array,
-    n: int,
-    *,
-    batch_size: int,
-    epochs: int,
-    start: tuple[int, int] = (0, 0),
-    part: tuple[int, int] = (0, 1),
-) -> Iterator[Chosen]:
-    """What a reader is to read, step by step, through all epochs.
+class _Training:
+    """The batches of a training, by the number of their step: what grain reads from."""
 
-    Args:
-      key: of the run.
-      n: how many examples there are.
-      batch_size: examples in a step, of all readers together.
-      epochs: where to end.
-      start: (epoch, step) of the first batch, to go on where a run was left.
-      part: which of how many readers this one is; see `share`.
+    def __init__(self, stream: Stream, key: Array, epochs: int) -> None:
+        self.stream, self.epochs = stream, epochs
+        # Once: later on, asking the device would mean to wait for the steps in its
+        # queue.
+        with _on_host():
+            self.key = _moved(key)
+            self.seed = seed_of(self.key)
+        self.rows = share(stream.batch_size, stream.part)
+        self.order = functools.lru_cache(2)(self._order)  # threads are an epoch apart
+        self.lock = threading.Lock()
 
-    Yields:
-      The positions of this reader's rows of the next global batch, and their draws.
+    def _order(self, epoch: int) -> np.ndarray:
+        n, size = self.stream.source.examples, self.stream.batch_size
+        return order(self.key, epoch, n, size)
 
-    Raises:
-      ValueError: if the batch is larger than the data or cannot be shared equally.
-    """
-    first_epoch, first_step = start
-    rows = share(batch_size, part)
-    # Once: later on, asking the device would mean to wait for the steps in its queue.
-    with _on_host():
-        key, seed = _moved(key), seed_of(key)
-    for epoch in range(first_epoch, epochs):
-        steps = order(key, epoch, n, batch_size)
-        for positions in steps[first_step if epoch == first_epoch else 0 :]:
-            mine = positions[rows]
-            yield mine, draws(seed, epoch, mine)
+    def __len__(self) -> int:
+        return self.epochs * self.stream.steps
+
+    def __getitem__(self, number: int) -> Batch:
+        epoch, step = divmod(number, self.stream.steps)
+        with self.lock:
+            positions = self.order(epoch)[step][self.rows]
+        read = self.stream.source.read
+        return self.stream.put(read(positions, draws(self.seed, epoch, positions)))
 
 
-def read(
-    source: Source, plan: Iterable[Chosen], *, workers: int = 0, ahead: int = 2
-) -> Generator[HostBatch, None, None]:
-    """Reads batch after batch, each shared among threads, some batches ahead.
+class _Once:
+    """Every example once, in order; the last batch is filled up from the beginning."""
 
-    Decoding and resizing release Python's lock, so threads use all cores.
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.rows = share(stream.batch_size, stream.part)
 
-    Args:
-      source: from where.
-      plan: what, e.g. from the function `plan`; consumed in order.
-      workers: threads; 0 reads in the caller's.
-      ahead: how many batches the threads begin before the first is handed out.
+    def __len__(self) -> int:
+        return -(-self.stream.source.examples // self.stream.batch_size)
 
-    Yields:
-      The batches in the order of the plan, whatever the number of threads.
-
-    Raises:
-      ValueError: what `source.read` raises, which names the record.
-    """
-    _check.whole(0)("workers", workers)
-    _check.whole(0)("ahead", ahead)
-    if not workers:
-        yield from (source.read(*chosen) for chosen in plan)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
-    begun: collections.deque[list[Future[HostBatch]]] = collections.deque()
-    try:
-        for positions, drawn in plan:
-            parts = min(workers, len(positions))
-            chunks = zip(
-                np.array_split(positions, parts),
-                np.array_split(drawn, parts),
-                strict=True,
-            )
-            begun.append([pool.submit(source.read, *chunk) for chunk in chunks])
-            if len(begun) > ahead:
-                yield _joined(begun.popleft())
-        while begun:
-            yield _joined(begun.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
+    def __getitem__(self, number: int) -> Batch:
+        size = self.stream.batch_size
+        positions = np.arange(number * size, (number + 1) * size)[self.rows]
+        positions = (positions % self.stream.source.examples).astype(np.int32)
+        read = self.stream.source.read
+        return self.stream.put(read(positions, np.zeros(len(positions), np.uint64)))
 
 
-def _joined(parts: list[Future[HostBatch]]) -> HostBatch:
-    found = [part.result() for part in parts]
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+class Feed:
+    """Batches on the device, one ahead of the one that is taken.
 
-
-class Feed(NamedTuple):
-    """What `prefetch` has at hand.
-
-    Attributes:
-      take: the next item, waiting for it if need be; None after the last one. Raises
-        what went wrong when the item was made.
-      ready: whether `take` would return at once.
+    `take` returns the next, or None after the last; it raises what went wrong when the
+    batch was read. `ready` tells whether it would return at once.
     """
 
-    take: Callable[[], Any]
-    ready: Callable[[], bool]
+    def __init__(self, batches: Iterator[Batch], pool: ThreadPoolExecutor) -> None:
+        self._next: Callable[[], Future] = lambda: pool.submit(next, batches, None)
+        self._ahead = self._next()
 
+    def ready(self) -> bool:
+        """Return whether `take` would return at once."""
+        return self._ahead.done()
 
-class _Desk(NamedTuple):
-    """What the reading thread and the consumer share, under `changed`."""
-
-    changed: threading.Condition
-    items: collections.deque
-    ended: list[BaseException | None]  # empty until there are no more items
-    closed: list[bool]
+    def take(self) -> Batch | None:
+        """Return the next batch, or None after the last."""
+        batch = self._ahead.result()
+        self._ahead = self._next()
+        return batch
 
 
 @contextlib.contextmanager
-def prefetch(
-    items: Iterable[Any], put: Callable[[Any], Any] = jax.device_put, *, depth: int = 2
+def training(
+    stream: Stream, key: Array, *, epochs: int, start: tuple[int, int] = (0, 0)
 ) -> Iterator[Feed]:
-    """Makes items in a thread of its own, and puts them on the device, ahead of time.
-
-    The thread waits while `depth` items are at hand, and ends with the block; `items`
-    is then closed, if it is a generator.
+    """Read the batches of a training from a step on, through all epochs.
 
     Args:
-      items: what to take from, e.g. `read(...)`.
-      put: from an item to what the consumer gets; runs in the thread.
-      depth: how many items wait at most, >= 1; 2 is a double buffer.
+      stream: what is read, and how.
+      key: of the run.
+      epochs: where to end.
+      start: (epoch, step) of the first batch.
 
-    Yields:
-      The feed.
+    Raises:
+      ValueError: if the batch cannot be shared equally among several processes.
     """
-    _check.whole(1)("depth", depth)
-    desk = _Desk(threading.Condition(), collections.deque(), [], [])
-    thread = threading.Thread(
-        target=_work, args=(desk, items, put, depth), name="prefetch", daemon=True
+    first = start[0] * stream.steps + start[1]
+    with _feed(_Training(stream, key, epochs), stream, first) as feed:
+        yield feed
+
+
+@contextlib.contextmanager
+def once(stream: Stream) -> Iterator[Feed]:
+    """Read every example once, in order, to measure on."""
+    with _feed(_Once(stream), stream, 0) as feed:
+        yield feed
+
+
+@contextlib.contextmanager
+def _feed(numbered: Any, stream: Stream, first: int) -> Iterator[Feed]:
+    import grain  # only where something is streamed: it takes a second
+
+    if first >= len(numbered):  # grain has no empty data sets
+        with ThreadPoolExecutor(1) as pool:
+            yield Feed(iter(()), pool)
+        return
+    options = grain.ReadOptions(
+        num_threads=stream.workers,
+        prefetch_buffer_size=max(stream.workers, stream.depth),
     )
-    thread.start()
+    batches = iter(grain.MapDataset.source(numbered)[first:].to_iter_dataset(options))
+    pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
     try:
-        yield Feed(functools.partial(_take, desk), functools.partial(_ready, desk))
+        yield Feed(batches, pool)
     finally:
-        with desk.changed:
-            desk.closed.append(True)
-            desk.changed.notify_all()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
+        if hasattr(batches, "close"):
+            batches.close()
 
 
-def _ready(desk: _Desk) -> bool:
-    with desk.changed:
-        return bool(desk.items or desk.ended)
-
-
-def _take(desk: _Desk) -> Any:
-    with desk.changed:
-        desk.changed.wait_for(lambda: desk.items or desk.ended)
-        if desk.items:
-            desk.changed.notify_all()
-            return desk.items.popleft()
-    if desk.ended[0] is not None:
-        raise desk.ended[0]
-    return None
-
-
-def _work(
-    desk: _Desk, items: Iterable[Any], put: Callable[[Any], Any], depth: int
-) -> None:
-    end: BaseException | None = None
-    iterator = iter(items)
-    try:
-        for item in iterator:
-            made = put(item)
-            with desk.changed:
-                desk.changed.wait_for(lambda: len(desk.items) < depth or desk.closed)
-                if desk.closed:
-                    return
-                desk.items.append(made)
-                desk.changed.notify_all()
-            del item, made  # else the thread keeps one batch more than `depth`
-    except BaseException as error:
-        end = error
-    finally:
-        if hasattr(iterator, "close"):
-            iterator.close()
-        with desk.changed:
-            desk.ended.append(end)
-            desk.changed.notify_all()
+def first(stream: Stream, size: int = 2) -> HostBatch:
+    """Read the first examples, as they are stored."""
+    positions = (np.arange(size) % stream.source.examples).astype(np.int32)
+    return stream.source.read(positions, np.zeros(size, np.uint64))

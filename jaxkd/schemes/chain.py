@@ -59,11 +59,6 @@ class Lesson(NamedTuple):
 Learn = Callable[[Lesson], Variables]  # trains to the end, or raises
 
 
-def labels_only() -> Spec:
-    """Cross-entropy with the labels: the objective of a network without a teacher."""
-    return {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
-
-
 def chain(
     nets: Mapping[str, Net],
     spec: Spec,
@@ -109,7 +104,7 @@ def chain(
     folder = None if directory is None else pathlib.Path(directory)
     found: dict[str, Variables] = {}
     for i, (name, net) in enumerate(nets.items()):
-        own = labels_only() if teacher is distill.nobody else spec
+        own = distill.labels_only() if teacher is distill.nobody else spec
         lesson = Lesson(
             name, net, teacher, teacher_variables, own, jax.random.fold_in(key, i)
         )
@@ -137,14 +132,14 @@ def rehearse(
     for name, net in nets.items():
         if not name or pathlib.PurePath(name).name != name:
             raise ValueError(f"a network's name must do as a file name, got {name!r}")
-        own = labels_only() if teacher is distill.nobody else spec
+        own = distill.labels_only() if teacher is distill.nobody else spec
         d = distill.distiller(net, teacher, own, optax.identity())
         try:
             state = jax.eval_shape(d.init, key, teacher_variables, example)
         except (ValueError, KeyError) as error:
             error.add_note(f"while tracing {name!r}, one of {list(nets)}")
             raise
-        shapes[name] = (state.params["student"], state.state["student"])
+        shapes[name] = state.student
         teacher, teacher_variables = distill.frozen(net), shapes[name]
     return shapes
 
@@ -179,26 +174,21 @@ def by_fit(
     """
 
     def learn(lesson: Lesson) -> Variables:
-        d = distill.distiller(lesson.net, lesson.teacher, lesson.spec, tx)
-        example = train.example(resident, view)
-        state = jax.jit(d.init)(lesson.key, lesson.teacher_variables, example)
-        run = train.fit(
-            train.make_epoch(d, view=view, batch_size=batch_size),
-            state,
-            lesson.teacher_variables,
+        return train.learn(
+            lesson.net,
             resident,
-            key=lesson.key,
+            spec=lesson.spec,
+            teacher=(lesson.teacher, lesson.teacher_variables),
+            tx=tx,
+            view=view,
+            batch_size=batch_size,
             epochs=epochs,
-            evaluate=None if evaluate is None else evaluate(lesson.net),
+            key=lesson.key,
+            test=None if evaluate is None else evaluate(lesson.net),
             log=log,
             name=lesson.name,
             progress=progress,
-        )
-        if run.interrupted:
-            raise KeyboardInterrupt(
-                f"{lesson.name} was interrupted after epoch {len(run.history)}"
-            )
-        return run.state.params["student"], run.state.state["student"]
+        ).variables
 
     return learn
 

@@ -71,7 +71,8 @@ def distiller(
 
     def init(key: Array, variables: None, batch: Batch) -> Any:
         keys = jax.random.split(key, len(peers))
-        starts = [_start(net, k, batch) for net, k in zip(peers, keys, strict=True)]
+        pairs = zip(peers, keys, strict=True)
+        starts = [distill.initialize(net, k, batch) for net, k in pairs]
         # In inference mode, as `distill.distiller` asks its student at `init`.
         said = [
             net.apply(*start, batch["image"], train=False)[0]
@@ -138,7 +139,7 @@ def copies(
         keys = jax.random.split(key, count)
 
         def first(key: Array) -> Outputs:
-            start = _start(net, key, batch)
+            start = distill.initialize(net, key, batch)
             return net.apply(*start, batch["image"], train=False)[0]
 
         said = others(jax.vmap(first)(keys))
@@ -166,14 +167,6 @@ def _several(name: str, count: int) -> None:
         raise ValueError(f"{name} must be two or more, got {count}")
 
 
-def _start(net: Net, key: Array, batch: Batch) -> tuple[Any, Any]:
-    """A peer's first variables, which no spec changes."""
-    spec = {"labels": (1.0, distill.on_labels(distill.cross_entropy))}
-    alone = distill.distiller(net, distill.nobody, spec, optax.identity())
-    state = alone.init(key, None, batch)
-    return state.params["student"], state.state["student"]
-
-
 def _speak(net: Net, state: TrainState, batch: Batch) -> Outputs:
     """What a peer says in this step: the same forward pass as in its own update.
 
@@ -181,8 +174,7 @@ def _speak(net: Net, state: TrainState, batch: Batch) -> Outputs:
     that the two passes are one.
     """
     _, dropout_key = jax.random.split(state.key)
-    variables = (state.params["student"], state.state["student"])
-    return net.apply(*variables, batch["image"], train=True, key=dropout_key)[0]
+    return net.apply(*state.student, batch["image"], train=True, key=dropout_key)[0]
 
 
 def _others(said: Sequence[Outputs], i: int) -> Outputs:

@@ -31,6 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -98,7 +99,7 @@ def showing(resident: Batch, view: ArrayLike) -> Batch:
       The same with the field "view", int32 `[n]`, for a replayed view to read; of the
       scores of several views, those of this one.
     """
-    shown = {"view": jnp.full(len(resident["image"]), view, jnp.int32)}
+    shown = {"view": jnp.full(data.count(resident), view, jnp.int32)}
     for name, field in resident.items():
         if name.endswith(_VIEWS):
             shown[name.removesuffix(_VIEWS)] = field[:, view]
@@ -107,7 +108,9 @@ def showing(resident: Batch, view: ArrayLike) -> Batch:
     return shown
 
 
-def make_epoch(distiller: Distiller, *, view: View, batch_size: int) -> train.Epoch:
+def make_epoch(
+    distiller: Distiller, *, view: View, batch_size: int, mesh: Mesh | None = None
+) -> train.Epoch:
     """`train.make_epoch`, with epoch e under view e modulo their number.
 
     The epoch's number is how many updates the state has behind it, divided by the steps
@@ -119,6 +122,7 @@ def make_epoch(distiller: Distiller, *, view: View, batch_size: int) -> train.Ep
         same views.
       view: the one the scores were made under, `replayed` or not random.
       batch_size: examples in a step.
+      mesh: of the devices, as in `train.make_epoch`.
 
     Returns:
       An epoch for `train.fit`, or `train.over_seeds` of it.
@@ -128,10 +132,15 @@ def make_epoch(distiller: Distiller, *, view: View, batch_size: int) -> train.Ep
         `train.make_epoch` does.
     """
     _, views = settings(view)
-    epoch = train.make_epoch(distiller, view=view, batch_size=batch_size)
+    epoch = train.make_epoch(distiller, view=view, batch_size=batch_size, mesh=mesh)
 
     def in_turn(
-        state: TrainState, teacher_variables: Any, resident: Batch, key: Array
+        state: TrainState,
+        teacher_variables: Any,
+        resident: Batch,
+        key: Array,
+        first: ArrayLike = 0,
+        steps: int | None = None,
     ) -> tuple[TrainState, Metrics]:
         for name, field in resident.items():
             if name.endswith(_VIEWS) and field.shape[1] != views:
@@ -139,11 +148,11 @@ def make_epoch(distiller: Distiller, *, view: View, batch_size: int) -> train.Ep
                     f"the scores are of {field.shape[1]} views of each example, but "
                     f"the view has {views}; train under the view that was scored"
                 )
-        steps = max(1, len(resident["image"]) // batch_size)
-        now = showing(resident, (state.step // steps) % views)
-        return epoch(state, teacher_variables, now, key)
+        whole = max(1, data.count(resident) // batch_size)
+        now = showing(resident, (state.step // whole) % views)
+        return epoch(state, teacher_variables, now, key, first, steps)
 
-    return in_turn
+    return train.Epoch(in_turn, batch_size)
 
 
 def on_hard_labels(

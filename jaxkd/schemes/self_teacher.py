@@ -86,9 +86,7 @@ def distiller(
 
     def init(key: Array, teacher_variables: None, batch: Batch) -> TrainState:
         # The first teacher is the student itself, whose start no spec changes.
-        labels = {"labels": (1.0, distill.on_labels(distill.cross_entropy))}
-        alone = distill.distiller(student, distill.nobody, labels, optax.identity())
-        first = _widened(_student(alone.init(key, None, batch)))
+        first = _widened(distill.initialize(student, key, batch))
         return _with_teacher(own.init(key, first, batch), first)
 
     def step(
@@ -97,7 +95,7 @@ def distiller(
         average = variables(state)
         new, metrics = own.step(state, average, batch)
         d = decay_at(state.step, decay, mode)
-        average = jax.tree.map(lambda y, x: _blend(d, y, x), average, _student(new))
+        average = jax.tree.map(lambda y, x: _blend(d, y, x), average, new.student)
         return _with_teacher(new, average), metrics
 
     return Distiller(init, step)
@@ -164,10 +162,6 @@ def promoted(state: TrainState) -> TrainState:
         params={**state.params, "student": params},
         state={**state.state, "student": statistics},
     )
-
-
-def _student(state: TrainState) -> tuple[Params, State]:
-    return state.params["student"], state.state["student"]
 
 
 def _with_teacher(state: TrainState, average: tuple[Params, State]) -> TrainState:

@@ -30,9 +30,10 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxkd import log as logs, train, transfer
+from jaxkd import log as logs, mesh as meshes, train, transfer
 from jaxkd.data.augment import View
 from jaxkd.distill import Distiller, Spec, Teacher, TrainState, distiller
 from jaxkd.models.net import Net
@@ -121,6 +122,7 @@ def fit(
     view: View,
     key: Array,
     batch_size: int,
+    mesh: Mesh | None = None,
     together: bool = True,
     evaluate: Callable[[TrainState], Metrics] | None = None,
     done: Callable[[Stage, train.Run], None] | None = None,
@@ -144,6 +146,7 @@ def fit(
       view: how the networks see the images.
       key: one, or several for as many seeds.
       batch_size: examples in a step.
+      mesh: of the devices; data, teacher and state are put on it.
       together: whether several seeds are trained by vmap; see `train.over_seeds`.
       evaluate: as in `train.fit`.
       done: called after each stage, e.g. to save what it has trained.
@@ -159,13 +162,19 @@ def fit(
     """
     if not stages:
         raise ValueError("stages must name at least one stage")
+    if mesh is not None:
+        everywhere = meshes.replicated(mesh)
+        resident = meshes.put(resident, everywhere)
+        teacher_variables = meshes.put(teacher_variables, everywhere)
     batch = train.example(resident, view)
     runs: list[train.Run] = []
     before: TrainState | None = None
     for number, stage in enumerate(stages):
         state = _begin(stage, student, teacher, key, teacher_variables, batch, before)
         d = stage_distiller(stage, student, teacher, before)
-        epoch = train.make_epoch(d, view=view, batch_size=batch_size)
+        epoch = train.make_epoch(d, view=view, batch_size=batch_size, mesh=mesh)
+        if mesh is not None:
+            state = meshes.put(state, everywhere)
         run = train.fit(
             train.over_seeds(epoch, together=together) if key.ndim else epoch,
             state,

@@ -228,7 +228,7 @@ def warm_start(
     Raises:
       ValueError: if paths, shapes or types are not the student's.
     """
-    own = (state.params["student"], state.state["student"])
+    own = state.student
     seeds = state.key.shape
     theirs, known = _leaves(variables), _leaves(own)
     if odd := sorted(set(theirs) ^ set(known)):

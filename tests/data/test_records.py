@@ -13,6 +13,9 @@ from jaxkd.data import decode, stream
 N, BROKEN = 24, 17
 
 
+KEY = jax.random.key(0)
+
+
 def encoded(place):
     """A JPEG whose size and colour tell its place; one is cut off."""
     from PIL import Image
@@ -109,11 +112,12 @@ def test_a_part_of_a_split_is_a_split(root):
     assert source.record(0).endswith("array_record-00000-of-00001, record 12")
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_a_broken_record_names_its_file_and_place(root, workers):
-    chosen = stream.plan(jax.random.key(0), N, batch_size=6, epochs=1)
-    step = int(np.argwhere(stream.order(jax.random.key(0), 0, N, 6) == BROKEN)[0, 0])
-    with stream.prefetch(stream.read(pictures(root), chosen, workers=workers)) as feed:
+    key = jax.random.key(0)
+    step = int(np.argwhere(stream.order(key, 0, N, 6) == BROKEN)[0, 0])
+    reading = stream.Stream(pictures(root), 6, workers=workers)
+    with stream.training(reading, key, epochs=1) as feed:
         for _ in range(step):
             assert feed.take()["image"].shape == (6, 16, 16, 3)
         with pytest.raises(ValueError) as error:
@@ -123,11 +127,15 @@ def test_a_broken_record_names_its_file_and_place(root, workers):
 
 
 def test_many_threads_read_what_one_reads(root):
-    chosen = [(np.delete(np.arange(N), BROKEN), draws(range(N - 1)))] * 5
-    source = pictures(root, decoder=decode.random_crop(8))
-    (expected,) = stream.read(source, chosen[:1])
-    for found in stream.read(source, chosen, workers=8, ahead=4):
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    source = pictures(root, "train[:50%]", decoder=decode.random_crop(8))
+    expected, found = (
+        stream.training(stream.Stream(source, 4, workers=n, depth=n), KEY, epochs=2)
+        for n in (1, 8)
+    )
+    with expected as one, found as many:
+        for _ in range(2 * N // 2 // 4):
+            jax.tree.map(np.testing.assert_array_equal, one.take(), many.take())
+        assert one.take() is None and many.take() is None
 
 
 @pytest.mark.bad_input

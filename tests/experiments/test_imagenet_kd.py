@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import _fake_images as fake, imagenet_kd
-from jaxkd import checkpoint, mesh, streaming
+from jaxkd import checkpoint, mesh
 from jaxkd.models.net import from_linen
 from tests import toys
 
@@ -77,7 +77,7 @@ def test_a_teacher_is_trained_then_teaches_across_a_pause(
     tree, place = last_state(whole)
     assert place == [2, 0, {}] and int(tree["step"]) == 6  # 60 // 16 steps an epoch
 
-    def killed(saving_fit=imagenet_kd.streaming.fit, **_):
+    def killed(saving_fit=imagenet_kd.train.fit, **_):
         def fit(*args, save, **knobs):
             def save_then_die(state, place):
                 save(state, place)
@@ -89,14 +89,14 @@ def test_a_teacher_is_trained_then_teaches_across_a_pause(
         return fit
 
     with monkeypatch.context() as patch:
-        patch.setattr(imagenet_kd.streaming, "fit", killed())
+        patch.setattr(imagenet_kd.train, "fit", killed())
         with pytest.raises(Killed):
             imagenet_kd.main(of("cut", **dkd))
     cut = only(tmp_path / "cut")
     assert last_state(cut)[1][:2] == [1, 2]
     result = imagenet_kd.main(of("cut", **dkd, resume=str(cut)))
     jax.tree.map(np.testing.assert_array_equal, last_state(cut)[0], tree)
-    measured = ("seconds", "images_per_s", "waited")
+    measured = ("seconds", "examples/s", "waited")
     timeless = lambda found: [
         {k: v for k, v in row.items() if k not in measured} for row in found
     ]
@@ -203,7 +203,7 @@ def quick():
 def test_a_pair_runs_with_fakes(quick, tmp_path, capsys):
     config = dataclasses.replace(TINY, fake=True, out=str(tmp_path))
     result = imagenet_kd.main(config)
-    assert np.isfinite(result["loss"]) and result["images_per_s"] > 0
+    assert np.isfinite(result["loss"]) and result["examples/s"] > 0
     tree, place = last_state(only(tmp_path))
     assert place == [1, 0, {}] and int(tree["step"]) == 2
     assert "fake images" in capsys.readouterr().out
@@ -220,16 +220,16 @@ def test_the_other_pair_fits_together(tmp_path, monkeypatch, method):
         batch = stream.source.read(np.arange(size), np.zeros(size, np.uint64))
         place = np.int32(0)
         traced.append(jax.eval_shape(step, state, variables, batch, key, place, place))
-        return streaming.train.Run(state, [], interrupted=False)
+        return train.Run(state, [], interrupted=False)
 
     def teacher(config, net, devices):
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
         return jax.eval_shape(net.init, jax.random.key(0), image)
 
     def begin(directory, init, arguments, devices):
-        return jax.eval_shape(init, *arguments), streaming.Place()
+        return jax.eval_shape(init, *arguments), train.Place()
 
-    monkeypatch.setattr(imagenet_kd.streaming, "fit", fit)
+    monkeypatch.setattr(imagenet_kd.train, "fit", fit)
     monkeypatch.setattr(imagenet_kd, "teacher", teacher)
     monkeypatch.setattr(imagenet_kd, "begin", begin)
     imagenet_kd.main(

@@ -146,7 +146,7 @@ def training_program(net: Net, course: Course, epochs: int) -> Callable[..., Any
             return state, metrics["loss"].mean()
 
         state, losses = jax.lax.scan(one, state, jax.random.split(order_key, epochs))
-        variables = state.params["student"], state.state["student"]
+        variables = state.student
         logits = evaluate.predict(
             distill.frozen(net), variables, held_out, view=course.plain
         )

@@ -126,7 +126,7 @@ def traced(
     state, _ = memory.traced(
         work.epoch, state, work.teacher_variables, world.resident, job.key
     )
-    return state.params["student"], state.state["student"]
+    return state.student
 
 
 def fit(
@@ -175,7 +175,7 @@ def fit(
             evaluate=evaluate.scorer(net, world.held_out, view=world.plain),
             log=lambda row: job.metrics.add(_row(stage, row)),
             name=stage.name,
-            first_epoch=len(rows),
+            start=train.Place(len(rows)),
             after=after,
         )
     if run.interrupted:
@@ -185,7 +185,7 @@ def fit(
         number = int(np.argmax(_accuracies(rows))) + 1
         saved = checkpoint.read(folder / f"{number:06d}")
         last = checkpoint.like(saved.tree, jax.eval_shape(work.init, *arguments))
-    return (last.params["student"], last.state["student"]), rows
+    return last.student, rows
 
 
 def _row(stage: Training, row: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,362 @@
+"""`learn`: everything between two networks, data, and a trained student."""
+
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxkd import (
+    checkpoint,
+    data,
+    distill,
+    evaluate as evaluation,
+    log as logs,
+    mesh as meshes,
+    store,
+)
+from jaxkd.data import Stream, augment
+from jaxkd.data.augment import View
+from jaxkd.distill import Distiller, Inputs, Spec, Teacher, TrainState
+from jaxkd.models.net import Net
+from jaxkd.train.loop import Place, Run, Variables, fit
+from jaxkd.train.programs import example, make_epoch, make_step, over_seeds
+from jaxkd.types import Batch, Metrics
+
+Score = Callable[[TrainState], Metrics]
+
+
+def learn(
+    student: Net | Distiller,
+    examples: data.Dataset | Batch | Stream,
+    *,
+    view: View | None = None,
+    batch_size: int | None = None,
+    epochs: int,
+    tx: optax.GradientTransformation | None = None,
+    spec: Spec | None = None,
+    teacher: tuple[Net | Teacher, Any] | str | None = None,
+    seeds: int | None = None,
+    key: Array | None = None,
+    start: Variables | None = None,
+    test: data.Dataset | Batch | Stream | Score | None = None,
+    test_view: View | None = None,
+    metrics: Mapping[str, evaluation.Metric] | None = None,
+    inputs: Inputs = "image",
+    mesh: Mesh | None = None,
+    together: bool = True,
+    checkpoints: str | os.PathLike | None = None,
+    save_every: int | None = None,
+    identity: Mapping[str, Any] | None = None,
+    log: logs.Log | None = None,
+    name: str = "train",
+    progress: bool = True,
+) -> Run:
+    """Train a student on an objective, with or without a teacher.
+
+    The whole run is one compilation of `init`, one of the epoch and one of the
+    evaluation. A student's first weights and the order of the data depend on the key
+    alone, so that a baseline and a distilled student of one seed can be compared.
+
+    Args:
+      student: the network; or a Distiller of your own (`schemes`, `prune.fine_tuner`),
+        which brings `spec`, `tx` and `inputs` with it. `teacher` is then
+        `(anything, variables)`, of which only the variables are used.
+      examples: the training data: a `data.Dataset`, columns with one entry for each
+        example, or a `data.Stream` that reads them. "where" among the columns masks
+        what counts.
+      view: from the stored examples to what the networks see, e.g.
+        `augment.chain(augment.flip(), augment.to_float())`; None leaves them as they
+        are.
+      batch_size: examples in a step; the last, incomplete batch of an epoch is left
+        out. A stream has its own.
+      epochs: how many.
+      tx: the optimiser.
+      spec: the terms of the objective by name; by default cross-entropy with "label".
+      teacher: `(net, variables)`, run live; `(function, variables)` of the type
+        `distill.Teacher`; "cached" if its logits are the column "teacher"; None.
+      seeds: trains so many students, from seeds 0, 1, ..., each with data in an order
+        of its own; results have a leading axis. None is one student, from seed 0.
+      key: in place of `seeds`: one key, or several stacked.
+      start: variables to start from in place of fresh ones, the same for all seeds.
+      test: data to measure on after each epoch; or a function from the state to
+        metrics.
+      test_view: how it is seen; by default `view`, which must not be random.
+      metrics: what is measured, as in `evaluate.scorer`.
+      inputs: what the networks see of a batch: a field's name, or a function.
+      mesh: trains on all of its devices, e.g. `mesh.make()`; a stream has its own.
+      together: trains seeds by `vmap`; else one after another, which is faster for
+        convolutions on a CPU. Streamed, it is always one after another.
+      checkpoints: a folder in which the state is saved after each epoch. A call with
+        the same arguments resumes from there, and returns at once what is finished.
+      save_every: saves after so many steps of an epoch, too.
+      identity: what else the training depends on, JSON values such as
+        `vars(config)`, compared with what the folder holds. Compared always: data,
+        teacher, keys, epochs, batch size, names and constant weights of the terms.
+      log: where each epoch's row goes, e.g. `log.start(directory)`.
+      name: of the run, in its rows and beside the progress bar.
+      progress: whether to show a bar, if the output is a terminal.
+
+    Returns:
+      The run: `variables`, `history`, `seed(i)`.
+
+    Raises:
+      ValueError: before training: if columns differ in length, a label has no output,
+        stored bytes reach the network, or networks, spec and data do not fit.
+      FloatingPointError: if a metric is not finite, naming the step and the term.
+      KeyboardInterrupt: after Ctrl-C or SIGTERM, when the epoch under way is done and
+        saved.
+    """
+    view = augment.chain() if view is None else view
+    keys = _keys(seeds, key)
+    teach, teacher_variables = _teacher(teacher, inputs)
+    if isinstance(student, Distiller):
+        if not (spec is None and tx is None):
+            raise ValueError("a Distiller has its own spec and tx: leave them out")
+        d, net = student, None
+    elif tx is None:
+        raise ValueError("tx must be an optimiser, e.g. optax.adam(1e-3)")
+    else:
+        spec = distill.labels_only() if spec is None else spec
+        d, net = distill.distiller(student, teach, spec, tx, inputs=inputs), student
+    columns = _columns(examples)
+    score = _scorer(net, test, test_view or view, inputs, metrics)
+    if isinstance(columns, Stream):
+        mesh, steps, size = columns.mesh, columns.steps, columns.batch_size
+    elif batch_size is None:
+        raise ValueError("batch_size must be given for data on the device")
+    else:
+        steps, size = data.count(columns) // batch_size, batch_size
+    if mesh is not None:
+        everywhere = meshes.replicated(mesh)
+        teacher_variables = meshes.put(teacher_variables, everywhere)
+        if not isinstance(columns, Stream):
+            columns = meshes.put(columns, everywhere)
+    batch = example(columns, view)
+
+    def init(keys: Array) -> TrainState:
+        return _initialize(d, keys, teacher_variables, batch, start)
+
+    def run(keys: Array, folder: pathlib.Path | None) -> Run:
+        facts: dict[str, Any] = {}
+        rows: list[logs.Row] = []
+        if folder is None:
+            state, place = init(keys), Place()
+        else:
+            facts = store.identity(
+                keys=jax.random.key_data(keys),
+                epochs=epochs,
+                batch_size=size,
+                examples=_facts(columns),
+                teacher=store.digest(teacher_variables),
+                start=None if start is None else store.digest(start),
+                objective=None if spec is None else _weights(spec),
+                **(identity or {}),
+            )
+            state, place, rows = _resume(folder, facts, lambda: init(keys))
+        if net is not None:
+            _check_fit(net, state, columns, batch, inputs)
+        if mesh is not None:
+            state = meshes.put(state, everywhere)
+        program: Any
+        if isinstance(columns, Stream):
+            program = make_step(d, columns, view=view)
+        else:
+            program = make_epoch(d, view=view, batch_size=size, mesh=mesh)
+            if keys.ndim:
+                program = over_seeds(program, together=together)
+        saving: Any = nullcontext() if folder is None else checkpoint.writer(folder)
+        with saving as writer:
+
+            def save(state: TrainState, place: Place) -> None:
+                meta = {"training": facts, "place": [*place], "rows": rows}
+                writer.save(place.epoch * steps + place.step, state, meta)
+
+            def after(state: TrainState, row: logs.Row) -> logs.Row:
+                rows.append(row)
+                return {}
+
+            ended = fit(
+                program,
+                state,
+                teacher_variables,
+                columns,
+                key=keys,
+                epochs=epochs,
+                evaluate=score,
+                log=log,
+                name=name,
+                progress=progress,
+                start=place,
+                after=after,
+                save=None if folder is None else save,
+                save_every=save_every,
+            )
+        if ended.interrupted:
+            kept = "" if folder is None else f"; the same call resumes from {folder}"
+            raise KeyboardInterrupt(
+                f"{name}: after epoch {len(rows)} of {epochs}{kept}"
+            )
+        return ended._replace(history=rows)
+
+    folder = None if checkpoints is None else pathlib.Path(checkpoints)
+    if isinstance(columns, Stream) and keys.ndim:
+        inside = lambda i: None if folder is None else folder / f"seed-{i}"
+        return _stack([run(each, inside(i)) for i, each in enumerate(keys)])
+    return run(keys, folder)
+
+
+def _keys(seeds: int | None, key: Array | None) -> Array:
+    if seeds is not None and key is not None:
+        raise ValueError("seeds and key exclude each other, got both")
+    if key is not None:
+        return key
+    if seeds is None:
+        return jax.random.key(0)
+    if seeds < 1:
+        raise ValueError(f"seeds must be >= 1, got {seeds}")
+    return jax.vmap(jax.random.key)(jnp.arange(seeds))
+
+
+def _teacher(teacher: Any, inputs: Inputs) -> tuple[Teacher, Any]:
+    """The teacher and its variables, of what `learn` was given."""
+    if teacher is None:
+        return distill.nobody, None
+    if isinstance(teacher, str) and teacher == "cached":
+        return distill.cached, None
+    if isinstance(teacher, Net) or not isinstance(teacher, tuple) or len(teacher) != 2:
+        raise ValueError(
+            'teacher must be (net, variables), (function, variables), "cached" or '
+            f"None, got {type(teacher).__name__}"
+        )
+    net, variables = teacher
+    return distill.frozen(net, inputs=inputs) if isinstance(
+        net, Net
+    ) else net, variables
+
+
+def _columns(examples: data.Dataset | Batch | Stream) -> Batch | Stream:
+    if isinstance(examples, Stream):
+        return examples
+    if isinstance(examples, data.Dataset):
+        return data.on_device(examples)
+    columns = jax.tree.map(jnp.asarray, dict(examples))
+    data.count(columns)
+    return columns
+
+
+def _scorer(
+    net: Net | None, test: Any, view: View, inputs: Inputs, metrics: Any
+) -> Score | None:
+    if test is None or callable(test):
+        return test
+    if net is None:
+        raise ValueError("a Distiller's student is not known here: pass a function")
+    if view.random:
+        raise ValueError("test_view must be given and not random where view is random")
+    return evaluation.scorer(
+        net, _columns(test), view=view, inputs=inputs, metrics=metrics
+    )
+
+
+def _initialize(
+    d: Distiller, keys: Array, teacher_variables: Any, batch: Batch, start: Any
+) -> TrainState:
+    """The state of one seed, or of several."""
+    init = jax.vmap(d.init, in_axes=(0, None, None)) if keys.ndim else d.init
+    state = jax.jit(init)(keys, teacher_variables, batch)
+    if start is None:
+        return state
+    # Copies: a donated state must not hold the caller's buffers.
+    params, variables = jax.tree.map(
+        lambda new, old: jnp.array(jnp.broadcast_to(jnp.asarray(old), new.shape)),
+        state.student,
+        tuple(start),
+    )
+    return state._replace(
+        params={**state.params, "student": params},
+        state={**state.state, "student": variables},
+    )
+
+
+def _weights(spec: Spec) -> dict[str, Any]:
+    """The names of the terms and their constant weights; schedules count by name."""
+    return {
+        name: "schedule" if callable(weight) else float(weight)
+        for name, (weight, _) in spec.items()
+    }
+
+
+def _facts(columns: Batch | Stream) -> Any:
+    if isinstance(columns, Stream):
+        return [columns.source.name, columns.source.examples]
+    return store.digest(columns)
+
+
+def _resume(
+    folder: pathlib.Path, facts: dict[str, Any], init: Callable[[], TrainState]
+) -> tuple[TrainState, Place, list[logs.Row]]:
+    """The newest whole checkpoint of this training, or its beginning.
+
+    Raises:
+      ValueError: if the folder holds checkpoints of another training.
+    """
+    warn = lambda message: warnings.warn(message, stacklevel=4)
+    found = checkpoint.newest(folder, warn)
+    if found is None:
+        return init(), Place(), []
+    store.require_same(folder, found.meta.get("training", {}), facts)
+    state = checkpoint.like(found.tree, jax.eval_shape(init))
+    return state, Place(*found.meta["place"]), found.meta["rows"]
+
+
+def _stack(runs: list[Run]) -> Run:
+    """Runs of several seeds as one, as if they had been trained together."""
+    several = lambda name, values: values[0] if name in ("run", "epoch") else [*values]
+    history = [
+        {name: several(name, [row[name] for row in rows]) for name in rows[0]}
+        for rows in zip(*(run.history for run in runs), strict=True)
+    ]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(r.state for r in runs))
+    return Run(state, history, interrupted=False)
+
+
+def _check_fit(
+    net: Net, state: TrainState, columns: Batch | Stream, batch: Batch, inputs: Inputs
+) -> None:
+    """Refuse bytes that reach a network, and labels that it has no output for."""
+    seen = distill.select(inputs, batch)
+    if inputs == "image" and jnp.issubdtype(seen.dtype, jnp.integer):
+        raise ValueError(
+            f"the network would see images as stored, {seen.dtype}: pass a view that "
+            "scales them, e.g. view=augment.to_float()"
+        )
+    label = batch.get("label")
+    if label is None or not jnp.issubdtype(label.dtype, jnp.integer):
+        return
+    variables = state.student
+    if state.key.ndim:
+        variables = jax.tree.map(lambda leaf: leaf[0], variables)
+    run = lambda v, x: net.apply(*v, x, train=False)[0].logits
+    classes = jax.eval_shape(run, variables, seen).shape[-1]
+    if isinstance(columns, Stream):  # only the number of its classes is known yet
+        low, high = 0, max(len(columns.source.classes) - 1, 0)
+    else:
+        label = columns["label"]
+        if "where" in columns:
+            where = distill.fit_mask(columns["where"], label.shape)
+            label = jnp.where(where, label, 0)
+        low, high = int(label.min()), int(label.max())
+    if low < -1 or high >= classes:
+        raise ValueError(
+            f"labels must be in [0, {classes}), the student's outputs, or -1 for an "
+            f"example without one, got {low} to {high}; mask what has no label with a "
+            'boolean column "where"'
+        )
