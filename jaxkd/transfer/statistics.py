@@ -7,6 +7,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from jaxkd import _tree
+from jaxkd.models.interception import arguments
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -61,8 +62,8 @@ def frozen_statistics(net: Net, patterns: Patterns = "*") -> Net:
 
 def _on_stored(module: nn.BatchNorm, call: Callable, args: tuple, kwargs: dict) -> Any:
     """One call of a BatchNorm with stored statistics, however it was told otherwise."""
-    x = args[0] if args else kwargs["x"]
-    mask = kwargs.get("mask")
+    given = arguments(call, args, kwargs)
+    x, mask = given["x"], given.get("mask")
     told = module.use_running_average
     # linen refuses the flag as attribute and argument at once, and freezes attributes.
     object.__setattr__(module, "use_running_average", None)

@@ -40,11 +40,28 @@ class Value(NamedTuple):
       axes: one for each axis.
       number: its one value, if that is known and the same everywhere.
       learned: whether it depends on the variables alone, and not on the inputs.
+      total: of what it is the sum, if it is one over indices that are zero when
+        dropped: exact, unless it is divided by their number.
     """
 
     axes: tuple[Axis, ...]
     number: float | None = None
     learned: bool = True
+    total: "Total | None" = None
+
+
+class Total(NamedTuple):
+    """Axes that a sum has gone over.
+
+    Attributes:
+      axes: the axes.
+      terms: how many numbers were added.
+      reason: why they must stay if the sum becomes a mean.
+    """
+
+    axes: list[Axis]
+    terms: int
+    reason: str
 
 
 class Equation(NamedTuple):
@@ -82,7 +99,8 @@ class Ledger:
 
     Attributes:
       allow: whether reductions over channels leave them free (see `analyse`).
-      equal: whether channels cut into equal sections stay free (see `analyse`).
+      equal: whether channels cut into equal sections lose the same of each, instead of
+        whole sections (see `analyse`).
       labels: how many there are.
       reasons: of the negative labels, by -1 - label.
       ties: pairs of arrays of labels >= 0 that must be dropped together.

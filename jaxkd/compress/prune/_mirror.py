@@ -25,7 +25,8 @@ def flatten(tree: Any) -> tuple[list[tuple[Keys, Any]], Any]:
 
 
 def _keys(keys: Sequence[Any]) -> Keys:
-    return tuple(_tree.path((key,)) for key in keys)
+    # Some modules put a "/" into a variable's name (linen's WeightNorm).
+    return tuple(_tree.path(keys).split("/")) if keys else ()
 
 
 def references(paths: Sequence[Keys]) -> list[dict[Keys, int]]:

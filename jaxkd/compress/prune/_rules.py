@@ -17,7 +17,7 @@ from jaxkd.compress.prune._labels import (
     Value,
     constant,
 )
-from jaxkd.compress.prune._sums import along, conv, dot, reduce, window
+from jaxkd.compress.prune._sums import along, conv, dot, over, reduce, window
 
 Rule = Callable[[Ledger, Equation, list[Value]], list[Value]]
 
@@ -36,6 +36,7 @@ OTHERS = (
     | {"not", "eq", "ne", "lt", "le", "gt", "ge", "nextafter", "atan2", "shift_left"}
     | {"shift_right_logical", "shift_right_arithmetic", "population_count"}
 )
+POLES = {"log", "rsqrt", "lgamma", "digamma", "acosh"}  # not finite at zero
 SAME_NUMBER = {"convert_element_type", "stop_gradient", "copy", "reduce_precision"}
 
 
@@ -52,17 +53,38 @@ def elementwise(ledger: Ledger, equation: Equation, values: list[Value]) -> list
         ]
         for other in labels[1:]:
             ledger.tie(labels[0], other)
+        if labels and _infinite(equation, k, values):
+            ledger.fix([Axis(labels[0])], equation.at("not finite where it is zero"))
         zero = _zero(equation, k, values)
         axes.append(Axis(labels[0], zero) if labels else Axis())
+    total = values[0].total
+    if name == "div" and total is not None and values[1].number == total.terms:
+        over(ledger, total.axes, total.reason)
     number = full[0].number if name in SAME_NUMBER and full else None
     out = Value(tuple(axes), number, all(v.learned for v in values))
     return [out] * len(equation.outputs)
 
 
+def _zeros(k: int, values: list[Value]) -> list[bool]:
+    """Of each operand, whether dropped indices of axis k are zero."""
+    return [v.number == 0 or (k < len(v.axes) and v.axes[k].zero) for v in values]
+
+
+def _infinite(equation: Equation, k: int, values: list[Value]) -> bool:
+    """Whether dropped indices of axis k are infinite or NaN in the result."""
+    zero, name = _zeros(k, values), equation.name
+    if name == "div":
+        return zero[1]
+    if name == "integer_pow":
+        return zero[0] and equation.params["y"] < 0
+    if name == "pow":
+        return zero[0] and (values[1].number or 0) < 0
+    return zero[0] and name in POLES
+
+
 def _zero(equation: Equation, k: int, values: list[Value]) -> bool:
     """Whether dropped indices of axis k are zero in the result."""
-    name = equation.name
-    zero = [v.number == 0 or (k < len(v.axes) and v.axes[k].zero) for v in values]
+    zero, name = _zeros(k, values), equation.name
     if name in ("mul", "and"):
         return any(zero)
     if name == "div":
@@ -118,8 +140,10 @@ def _segments(before, after):
 def _regroup(ledger, equation, axes, lengths) -> list[Axis]:
     """The axes of a run of axes after a reshape to `lengths`.
 
-    One live axis may merge with others: its labels are then repeated. It may split if
-    all but one of the parts repeat it.
+    One live axis may merge with others: its labels are then repeated. If it splits, all
+    but one of the parts repeat it, or it is cut into sections: of eight channels that
+    become (2, 4), the channels 0 to 3 go together and 4 to 7, or, with `ledger.equal`,
+    0 with 4, 1 with 5 and so on.
     """
     if len(axes) == len(lengths) == 1:
         return [axes[0][0]]
@@ -146,15 +170,13 @@ def _split(ledger, equation, labels, zero, stuck) -> list[Axis]:
         spread = first.reshape([-1 if i == k else 1 for i in range(len(lengths))])
         if (labels == spread).all():
             break
-    else:  # no part repeats: each of the sections of the last axis loses the same
-        k, first = len(lengths) - 1, labels.reshape(-1, lengths[-1])[0]
-        if ledger.equal:
-            ledger.tie(first, labels)
-        else:
-            reason = equation.at("it is split into parts")
-            ledger.fix([Axis(labels.ravel())], reason)
-            stuck = ledger.stay(reason)
-            first = np.full(lengths[-1], stuck)
+    else:  # no part repeats: channels that are cut into sections
+        if ledger.equal:  # each section loses the same
+            k, sections = len(lengths) - 1, labels.reshape(-1, lengths[-1])
+        else:  # a section goes whole
+            k, sections = 0, labels.reshape(lengths[0], -1).T
+        first = sections[0]
+        ledger.tie(first, sections)
     out = [Axis(np.full(n, stuck)) for n in lengths]
     out[k] = Axis(first, zero)
     return out

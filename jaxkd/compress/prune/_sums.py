@@ -9,6 +9,7 @@ from jaxkd.compress.prune._labels import (
     Equation,
     Ledger,
     Product,
+    Total,
     Value,
     constant,
 )
@@ -96,7 +97,7 @@ def _contract(ledger, equation, a, b):
         if value.learned and axis.live:
             ledger.contracted.append(axis.labels)
     if not (left.learned or right.learned):
-        _over(ledger, (i, j), equation.at("a product of two activations sums over it"))
+        over(ledger, (i, j), equation.at("a product of two activations sums over it"))
     elif not (i.zero or j.zero):
         ledger.fix((i, j), equation.at("a sum over what is not zero when dropped"))
 
@@ -112,7 +113,7 @@ def _count(ledger, rest, axes):
     ledger.products.append(Product(rest * ledger.times, live))
 
 
-def _over(ledger: Ledger, axes, reason: str) -> None:
+def over(ledger: Ledger, axes, reason: str) -> None:
     """A reduction over channels: fewer of them give another result, not less of it."""
     if not ledger.allow:
         ledger.fix(axes, reason)
@@ -121,13 +122,22 @@ def _over(ledger: Ledger, axes, reason: str) -> None:
 
 
 def reduce(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
-    """Reduced axes go; channels among them must stay, unless allowed otherwise."""
+    """Reduced axes go; channels among them must stay, unless allowed otherwise.
+
+    A sum is exact where dropped channels are zero; a mean is not (see `Total`).
+    """
     gone = equation.params["axes"]
     keep = lambda v: tuple(a for k, a in enumerate(v.axes) if k not in gone)
+    total, reason = None, equation.at("a reduction over it")
     for value in values:
-        _over(ledger, [value.axes[k] for k in gone], equation.at("a reduction over it"))
+        axes = [value.axes[k] for k in gone if value.axes[k].live]
+        if equation.name == "reduce_sum" and all(axis.zero for axis in axes):
+            count = math.prod(equation.inputs[0][k] for k in gone)
+            total = Total(axes, count, reason)
+        else:
+            over(ledger, axes, reason)
     learned = all(v.learned for v in values)
-    out = Value(keep(values[0]), values[0].number, learned)
+    out = Value(keep(values[0]), values[0].number, learned, total)
     if equation.name in ("reduce_sum", "reduce_prod") and values[0].number != 0:
         out = out._replace(number=None)
     return [out] * len(equation.outputs)
@@ -138,7 +148,7 @@ def along(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value
     p = equation.params
     k = p["dimension"] if equation.name == "sort" else p["axis"]
     for value in values:
-        _over(ledger, [value.axes[k]], equation.at("an order along it"))
+        over(ledger, [value.axes[k]], equation.at("an order along it"))
     return [v._replace(number=None) for v in values][: len(equation.outputs)]
 
 

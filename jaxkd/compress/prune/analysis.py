@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxkd import _check, _tree, jaxpr
 from jaxkd._text import alternatives
+from jaxkd.compress.prune import _trial
 from jaxkd.compress.prune._interpret import interpret
-from jaxkd.compress.prune._labels import Ledger, constant, variable
+from jaxkd.compress.prune._labels import Ledger, Value, constant, variable
 from jaxkd.compress.prune._lengths import products, sizes
 from jaxkd.compress.prune._parts import Axes, components
 from jaxkd.compress.prune._sums import WINDOW
@@ -30,7 +31,7 @@ def analyse(
     include: Patterns = None,
     exclude: Patterns = None,
     reductions: str = "freeze",
-    splits: str = "freeze",
+    splits: str = "whole",
 ) -> Plan:
     """Finds the channels that can be removed, and what has to go with each.
 
@@ -39,6 +40,9 @@ def analyse(
     kernels tie inputs to what comes before, concatenation, flattening, groups of
     convolutions and variables used twice are followed index by index. What the inputs
     and results have is fixed, and so is what enters an operation that is not known.
+    Then some units of each group are removed and the program is traced again: where it
+    is not the same one with fewer channels, the group stays, and `Plan.frozen` has the
+    reason.
 
     Args:
       apply: any function of the variables and the inputs that `jax.make_jaxpr` traces;
@@ -53,11 +57,10 @@ def analyse(
       reductions: "freeze" keeps channels that a reduction goes over, as LayerNorm,
         GroupNorm, softmax and products of queries with keys do: with fewer of them the
         result is another. "allow" leaves them free, and `Plan.inexact` says where.
-      splits: "freeze" keeps channels that are cut into parts (attention heads, channel
-        shuffles, gates). "equal" leaves them free where all parts are of one size and
-        then lose the same; right only if the network takes the parts' size from the
-        shape, as `jnp.split(x, 2)` and `x.reshape(..., groups, x.shape[-1] // groups)`
-        do, and not from a number of its own.
+      splits: what channels lose that are cut into sections (groups of GroupNorm,
+        attention heads, channel shuffles). "whole": whole sections. "equal": of each
+        section the same. Both are right only if the network takes the number of
+        sections, or their size, from the shape; where it does not, the channels stay.
 
     Returns:
       The plan.
@@ -66,14 +69,24 @@ def analyse(
       ValueError: if a pattern fits no variable, with near names, or nothing is left.
     """
     _check.one_of("freeze", "allow")("reductions", reductions)
-    _check.one_of("freeze", "equal")("splits", splits)
-    leaves, paths, ledger, starts = _walk(
-        apply, variables, inputs, reductions == "allow", splits == "equal"
+    _check.one_of("whole", "equal")("splits", splits)
+    paths = list(_tree.flatten(variables))
+    specs = jax.tree.map(_spec, variables)
+    program, values, ledger = walk(
+        apply, specs, inputs, reductions == "allow", splits == "equal"
     )
     chosen = _chooser(include, exclude, paths)
-    parts = components(ledger, starts)
-    groups, frozen = _grouped(ledger, parts, paths, chosen)
-    return _plan(ledger, parts, leaves, paths, groups, frozen)
+    parts = components(ledger, _axes(values))
+    groups, why = _grouped(ledger, parts, paths, chosen)
+    plan, unit = _plan(ledger, parts, jax.tree.leaves(specs), paths, groups, why)
+    predicted = _trial.marks(ledger, unit[parts.of])
+    failed = _trial.runnable(plan, predicted, program, apply, specs, inputs)
+    if not failed:
+        return plan
+    for i, reason in failed.items():
+        why |= {int(component): [reason] for component in groups[i][0]}
+    groups = [group for i, group in enumerate(groups) if i not in failed]
+    return _plan(ledger, parts, jax.tree.leaves(specs), paths, groups, why)[0]
 
 
 def analyse_net(
@@ -119,7 +132,7 @@ def logits_of(net: Any) -> Callable[[Any, Any], Any]:
 
 
 def walk(apply, variables, inputs, allow=False, equal=False):
-    """(results, ledger) of a program's trace, and the labels of each variable."""
+    """Return (program, the value of each variable, ledger) of a function's trace."""
     program = jaxpr.trace(apply, variables, *inputs)
     leaves = jax.tree.leaves(variables)
     ledger = Ledger(allow, equal)
@@ -128,16 +141,13 @@ def walk(apply, variables, inputs, allow=False, equal=False):
         constant(ledger, program.shape(i), "an input of the network", learned=False)
         for i in program.inputs[len(leaves) :]
     ]
-    results = interpret(ledger, program, [*values, *given])
-    for value in results:
+    for value in interpret(ledger, program, [*values, *given]):
         ledger.fix(value.axes, "a result of the network")
-    return values, ledger
+    return program, values, ledger
 
 
-def _walk(apply, variables, inputs, allow, equal):
-    paths = list(_tree.flatten(variables))
-    leaves = [_spec(leaf) for leaf in jax.tree.leaves(variables)]
-    values, ledger = walk(apply, variables, inputs, allow, equal)
+def _axes(values: list[Value]) -> Axes:
+    """The axes of the variables that have labels."""
     rows = [
         (i, k, axis.labels[0], len(axis.labels))
         for i, value in enumerate(values)
@@ -145,8 +155,7 @@ def _walk(apply, variables, inputs, allow, equal):
         if axis.labels is not None
     ]
     leaf, axis, start, length = zip(*rows, strict=True) if rows else ((),) * 4
-    axes = Axes(list(leaf), list(axis), np.array(start, int), np.array(length, int))
-    return leaves, paths, ledger, axes
+    return Axes(list(leaf), list(axis), np.array(start, int), np.array(length, int))
 
 
 def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -197,7 +206,8 @@ def _roles(ledger: Ledger, axes: Axes) -> list[str]:
     return ["in" if summed[start] else "out" for start in axes.start]
 
 
-def _plan(ledger, parts, leaves, paths, groups, why) -> Plan:
+def _plan(ledger, parts, leaves, paths, groups, why) -> tuple[Plan, np.ndarray]:
+    """The plan, and the unit of each component, -1 for those that stay."""
     unit = np.full(len(parts.kind), -1)  # of each component
     made, start = [], 0
     names: set[str] = set()
@@ -222,7 +232,7 @@ def _plan(ledger, parts, leaves, paths, groups, why) -> Plan:
     lengths = sizes(described, group_of, made)
     inside = any(path.startswith("params/") for path in paths)
     counted = [path.startswith("params/") or not inside for path in paths]
-    return Plan(
+    plan = Plan(
         tuple(made),
         _frozen(parts, paths, unit, why),
         tuple(ledger.inexact),
@@ -231,7 +241,9 @@ def _plan(ledger, parts, leaves, paths, groups, why) -> Plan:
         macs,
         lengths,
         np.array(counted, np.int64),
+        ledger.equal,
     )
+    return plan, unit
 
 
 def _name(path: str) -> str:

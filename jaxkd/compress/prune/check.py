@@ -1,17 +1,15 @@
 """Whether a pruned network is what it should be: the masked one, only smaller."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from jaxkd import cost, jaxpr
+from jaxkd.compress.prune import _trial
 from jaxkd.compress.prune.analysis import logits_of, walk
 from jaxkd.compress.prune.plan import Plan
-from jaxkd.compress.prune.resized import following
 
 
 class Report(NamedTuple):
@@ -62,15 +60,23 @@ def check(
         with the module and the operation where they first differ.
     """
     small, masked = plan.apply(variables, dropped), _masked(plan, variables, dropped)
-    program = _trace_pruned(apply, small, inputs)
+    try:
+        program = _trial.pruned_program(apply, variables, small, inputs)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\nIts code may decide by a width or reshape to one; take these "
+            "channels out of the plan with exclude=."
+        ) from error
     whole = jaxpr.trace(apply, masked, *inputs)
-    _same_operations(whole, program)
+    if operation := _trial.other_operation(whole, program):
+        raise ValueError(operation)
     macs = cost.program_macs(program)
     if cost.program_macs(whole) == plan.macs() and macs != plan.macs(dropped):
-        where = _first_difference(apply, plan, variables, dropped, inputs, program)
+        marks = _marks(apply, plan, variables, inputs)
+        where = _trial.other_shape(marks, plan.keep(dropped), program)
         raise ValueError(
             f"the pruned network has {macs} multiply-accumulates, its plan predicts "
-            f"{plan.macs(dropped)}; {where}"
+            f"{plan.macs(dropped)}; first {where}"
         )
     report = Report(np.nan, macs, plan.params(dropped))
     leaves = jax.tree.leaves((variables, inputs))
@@ -120,50 +126,6 @@ def _masked(plan: Plan, variables: Any, dropped: Any) -> Any:
     return plan.mask(variables, dropped)
 
 
-def _trace_pruned(apply, small, inputs):
-    entered: list[str] = []
-    try:
-        with _modules_entered(entered):
-            return jaxpr.trace(following(apply), small, *inputs)
-    except Exception as error:
-        where = entered[-1] if entered else "the outermost function"
-        raise ValueError(
-            f"the pruned network does not run: in {where}: {error}\n"
-            "Its code may decide by a width or reshape to one; take these channels out "
-            "of the plan with exclude=."
-        ) from error
-
-
-@contextlib.contextmanager
-def _modules_entered(entered: list[str]) -> Iterator[None]:
-    """Inside, `entered` holds the modules that have been called and not left."""
-
-    def follow(call, args, kwargs, context):
-        module = context.module
-        entered.append("/".join(module.path) or type(module).__name__)
-        out = call(*args, **kwargs)
-        entered.pop()
-        return out
-
-    with nn.intercept_methods(follow):
-        yield
-
-
-def _same_operations(whole: jaxpr.Program, pruned: jaxpr.Program) -> None:
-    end = ("nothing", "the end")
-    steps = [
-        (*((step.name, step.scope) for step in program.steps), end)
-        for program in (whole, pruned)
-    ]
-    for one, other in zip(*steps, strict=False):
-        if one != other:
-            raise ValueError(
-                "the pruned network has other operations than the whole one: its code "
-                f"decides by a width: first {other[0]} in {other[1]}, where the whole "
-                f"one has {one[0]} in {one[1]}"
-            )
-
-
 def _relative(results: Any, expected: Any) -> float:
     worst = 0.0
     for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
@@ -178,21 +140,6 @@ def _relative(results: Any, expected: Any) -> float:
     return worst
 
 
-def _first_difference(apply, plan, variables, dropped, inputs, pruned) -> str:
-    """The first operation whose result has another shape than the plan predicts."""
-    marks = _marks(apply, plan, variables, inputs)
-    keep = np.append(plan.keep(dropped), True)
-    for (equation, units), step in zip(marks, pruned.steps, strict=True):
-        for of, shape in zip(units, map(pruned.shape, step.outputs), strict=True):
-            expected = [
-                n if u is None else keep[u].sum()
-                for u, n in zip(of, shape, strict=True)
-            ]
-            if expected != list(shape):
-                return f"first {equation.at(f'a result of shape {shape}')}"
-    return "all its results have the shapes that the plan predicts"
-
-
 def _first_error(
     apply, plan, variables, dropped, inputs, whole, pruned, tolerance
 ) -> str:
@@ -204,36 +151,25 @@ def _first_error(
         _results(program, jax.tree.leaves((tree, inputs)))
         for program, tree in zip((whole, pruned), trees, strict=True)
     )
-    for (equation, units), masked, small in zip(marks, *runs, strict=True):
-        for of, a, b in zip(units, masked, small, strict=True):
+    for mark, masked, small in zip(marks, *runs, strict=True):
+        for of, a, b in zip(mark.units, masked, small, strict=True):
             if not jax.dtypes.issubdtype(a.dtype, np.number):
                 continue
             a = _kept(np.asarray(a), of, keep, b.shape)
             if a.shape != b.shape or _relative(b, a) > tolerance:
-                return f"first at {equation.at('a result')}"
+                return f"first at {mark.equation.at('a result')}"
     return "no operation alone differs by so much"
 
 
-def _marks(apply, plan, variables, inputs):
-    """(operation, for each result the units along each axis) in order.
-
-    Units are None along an axis of which nothing is known.
-    """
-    values, ledger = walk(apply, variables, inputs, allow=True, equal=True)
+def _marks(apply, plan, variables, inputs) -> list[_trial.Mark]:
+    """What the plan predicts of each step, with reductions over channels followed."""
+    _, values, ledger = walk(apply, variables, inputs, True, plan._equal)
     unit = np.full(ledger.labels, -2)
     for value, leaf in zip(values, plan.leaves, strict=True):
         for axis, units in zip(value.axes, leaf.units, strict=True):
             if axis.labels is not None:
                 unit[axis.labels] = -1 if units is None else units
-
-    def along(axis):
-        if axis.labels is None:
-            return None
-        units = np.where(axis.labels < 0, -1, unit[axis.labels])
-        return None if (units == -2).any() else units
-
-    for equation, results in ledger.trace:
-        yield equation, [[along(axis) for axis in v.axes] for v in results]
+    return _trial.marks(ledger, unit)
 
 
 def _kept(a: np.ndarray, units: list, keep: np.ndarray, shape: tuple) -> np.ndarray:

@@ -127,6 +127,7 @@ class Plan:
     _macs: Products = dataclasses.field(repr=False)
     _sizes: Products = dataclasses.field(repr=False)
     _counted: np.ndarray = dataclasses.field(repr=False)
+    _equal: bool = dataclasses.field(repr=False)
 
     @property
     def units(self) -> int:

@@ -2,7 +2,8 @@
 
 A linen layer is told its width twice: by its attribute `features`, and by the shape of
 its kernel. After pruning the kernel is right. So the same module runs unchanged, with
-each layer's attributes set to what its kernel says at the moment it is called.
+each layer's attributes set to what its kernel says at the moment it is called, and
+without linen's comparison of a parameter's shape with the one that the code asks for.
 """
 
 import contextlib
@@ -10,8 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 
+from jaxkd.models.interception import arguments
 from jaxkd.models.net import Net
+
+Path = tuple[str, ...]
+Sizes = Callable[[], dict[Path, int] | None]
 
 
 class Resized(NamedTuple):
@@ -30,10 +36,11 @@ def resized(network: Any) -> Any:
     """The same network, for pruned variables.
 
     Layers of linen that have a width (`Dense`, `DenseGeneral`, `Conv`, `ConvLocal`,
-    `ConvTranspose`, `Einsum`, `Embed`) take it from their kernels' shapes; all other
-    layers and modules, also your own, take theirs from their inputs or, like those that
-    reshape by a number of their own, cannot be resized there. With the original
-    variables nothing changes. The module itself is left as it is.
+    `ConvTranspose`, `Einsum`, `Embed`) take it from their kernels' shapes, and so does
+    every `self.param` of your own modules. `GroupNorm` keeps the size of its groups,
+    of which there are fewer. Everything else takes its width from its inputs or, where
+    it reshapes by a number of its own, cannot be resized. With the original variables
+    nothing changes. The module itself is left as it is.
 
     Args:
       network: a `jaxkd.models.Net` made of a linen module, or a linen module.
@@ -43,35 +50,127 @@ def resized(network: Any) -> Any:
       module its `init` and `apply`.
     """
     if isinstance(network, Net):
-        return Net(network.init, following(network.apply))
+        first = lambda params, state, x, **how: network.init(jax.random.key(0), x)
+        return Net(network.init, following(network.apply, first))
     if isinstance(network, nn.Module):
-        return Resized(network.init, following(network.apply))
+        return Resized(network.init, following(network.apply, _initialised(network)))
     raise ValueError(f"network must be a Net or a linen module, got {type(network)}")
 
 
-def following(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with every linen layer in it as wide as its kernel says."""
+def _initialised(module: nn.Module) -> Callable[..., Any]:
+    """A function with the arguments of `module.apply` that runs `module.init`."""
+
+    def first(
+        variables: Any,
+        *args: Any,
+        rngs: Any = None,
+        mutable: Any = False,
+        capture_intermediates: Any = False,
+        **kwargs: Any,
+    ) -> Any:
+        return module.init(jax.random.key(0), *args, **kwargs)
+
+    return first
+
+
+def following(apply: Callable[..., Any], whole: Callable[..., Any]) -> Callable:
+    """Return `apply` with every linen layer in it as wide as its variables.
+
+    Args:
+      apply: a function that calls linen modules.
+      whole: a function of the same arguments that calls the same modules with their
+        original widths. It is traced only if there is a `GroupNorm` with a number of
+        groups: how large they are is in no variable.
+
+    Returns:
+      A function of the same arguments.
+    """
 
     def resized_apply(*args: Any, **kwargs: Any) -> Any:
-        with widths_of_variables():
+        with widths_of_variables(_once(lambda: whole(*args, **kwargs))):
             return apply(*args, **kwargs)
 
     return resized_apply
 
 
 @contextlib.contextmanager
-def widths_of_variables() -> Iterator[None]:
-    """Inside, linen layers take their widths from their variables."""
-    with nn.intercept_methods(_interceptor):
+def widths_of_variables(sizes: Sizes) -> Iterator[None]:
+    """Inside, linen layers take their widths from their variables.
+
+    Args:
+      sizes: from `_once`.
+    """
+
+    def intercept(call, args, kwargs, context):
+        module = context.module
+        if module.scope is not None and not module.is_initializing():
+            inputs: tuple[Any, ...] = ()
+            if context.method_name == "__call__":
+                inputs = tuple(arguments(call, args, kwargs).values())
+            for name, value in _widths(module, inputs, sizes).items():
+                _set(module, name, value)
+            if "param" not in vars(module):
+                _set(module, "param", _unchecked(module))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
         yield
 
 
-def _interceptor(call, args, kwargs, context):
-    module = context.module
-    if module.scope is not None and not module.is_initializing():
-        for name, value in _widths(module, args).items():
-            _set(module, name, value)
-    return call(*args, **kwargs)
+def _once(run: Callable[[], Any]) -> Sizes:
+    """Return a function for the sizes of groups in `run`, which traces it once.
+
+    While it is traced, nothing is known, so that its own groups stay as they are.
+    """
+    tracing, found = False, None
+
+    def sizes() -> dict[Path, int] | None:
+        nonlocal tracing, found
+        if found is None and not tracing:
+            tracing = True
+            found = _group_sizes(run)
+        return found
+
+    return sizes
+
+
+def _group_sizes(run: Callable[[], Any]) -> dict[Path, int]:
+    """Channels of one group, of each GroupNorm with a number of groups, by its path."""
+    found: dict[Path, int] = {}
+
+    def note(call, args, kwargs, context):
+        module = context.module
+        if _numbered(module) and context.method_name == "__call__":
+            x = next(iter(arguments(call, args, kwargs).values()))
+            size = x.shape[-1] // module.num_groups
+            if found.setdefault(module.path, size) != size:
+                raise ValueError(
+                    f"two GroupNorms are called {'/'.join(module.path)!r} and have "
+                    f"groups of {found[module.path]} and {size} channels; give them "
+                    "names of their own"
+                )
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(run)
+    return found
+
+
+def _numbered(module: nn.Module) -> bool:
+    return isinstance(module, nn.GroupNorm) and module.num_groups is not None
+
+
+def _unchecked(module: nn.Module) -> Callable[..., Any]:
+    """The module's `param`, for which a stored parameter has the right shape."""
+    own = module.param  # of its class, which may compute with the parameter
+
+    def param(name: str, init_fn: Callable, *init_args: Any, **kwargs: Any) -> Any:
+        stored: Any = module.get_variable("params", name)
+        if stored is None:
+            return own(name, init_fn, *init_args, **kwargs)
+        return own(name, lambda *_, **__: stored, *init_args, **kwargs)
+
+    return param
 
 
 def _set(module: nn.Module, name: str, value: Any) -> None:
@@ -82,15 +181,30 @@ def _set(module: nn.Module, name: str, value: Any) -> None:
     object.__setattr__(module, name, value)
 
 
-def _widths(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
-    """The attributes of a layer that its variables know better."""
+def _widths(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    sizes: Sizes,
+) -> dict[str, Any]:
+    """The attributes of a layer that its variables and inputs know better."""
+    if _numbered(module) and inputs:
+        known = sizes()
+        if known is None:
+            return {}
+        if module.path not in known:
+            raise ValueError(
+                f"GroupNorm {'/'.join(module.path)!r} is not called when the network "
+                f"is initialized; there are {['/'.join(path) for path in known]}: give "
+                "it group_size instead of num_groups"
+            )
+        return {"num_groups": inputs[0].shape[-1] // known[module.path]}
     if isinstance(module, nn.Embed):
         table: Any = module.get_variable("params", "embedding")
         return {} if table is None else {"features": table.shape[-1]}
     if not isinstance(module, LAYERS):
         return {}
     kernel: Any = module.get_variable("params", "kernel")
-    if kernel is None or not args:
+    if kernel is None or not inputs:
         return {}
     if isinstance(module, nn.Einsum):
         return {"shape": kernel.shape}
@@ -104,7 +218,7 @@ def _widths(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
     if isinstance(module, nn.Conv) and module.feature_group_count > 1:
         # As many groups as a kernel's inputs go into the channels: of a depthwise
         # convolution all that are left, of a grouped one as many as before.
-        widths["feature_group_count"] = args[0].shape[-1] // kernel.shape[-2]
+        widths["feature_group_count"] = inputs[0].shape[-1] // kernel.shape[-2]
     return widths
 
 

@@ -262,6 +262,52 @@ class Shuffled(nn.Module):
         return nn.Dense(5, name="head")(x.mean((1, 2)))
 
 
+class OwnParameters(nn.Module):
+    """Parameters with a width of their own: nothing in them asks the input for it."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        normal = nn.initializers.normal(1.0)
+        x = nn.Conv(12, (4, 4), strides=4, padding="VALID", name="patches")(x)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        token = self.param("token", normal, (1, 1, 12))
+        token = jnp.broadcast_to(token, (len(x), 1, token.shape[-1]))
+        x = jnp.concatenate([token, x], 1) + self.param("place", normal, (1, 5, 12))
+        y = nn.gelu(jnp.einsum("btc,cd->btd", x, self.param("up", normal, (12, 9))))
+        y = jnp.einsum("btd,dc->btc", y, self.param("down", normal, (9, 12)))
+        x = x + y * self.param("layer_scale", normal, (1, 1, 12))
+        y = nn.DenseGeneral((2, 4), name="heads")(x)
+        y = y / (1 + jnp.linalg.norm(y, axis=-1, keepdims=True))
+        x = x + nn.DenseGeneral(12, axis=(-2, -1), name="join")(y)
+        return nn.Dense(5, name="head")(x[:, 0])
+
+
+class OwnInSetup(nn.Module):
+    """The same with `setup`, by a parameter that is stored as an attribute."""
+
+    def setup(self):
+        self.stem = nn.Conv(8, (3, 3))
+        self.scale = self.param("scale", nn.initializers.ones, (1, 1, 1, 8))
+        self.head = nn.Dense(5)
+
+    def __call__(self, x, train: bool = False):
+        return self.head(nn.relu(self.stem(x) * self.scale).mean((1, 2)))
+
+
+class GroupNormed(nn.Module):
+    """Groups by number and by size, in a residual block, and under `nn.remat`."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(12, (3, 3), name="stem")(x)
+        y = nn.relu(nn.GroupNorm(3, name="norm1")(x))
+        y = nn.Conv(8, (3, 3), name="inner")(y)
+        y = nn.GroupNorm(None, group_size=2, name="norm2")(y)
+        x = x + nn.Conv(12, (3, 3), name="outer")(nn.relu(y))
+        x = nn.remat(nn.GroupNorm)(6, name="norm3")(x)
+        return nn.Dense(5, name="head")(nn.relu(x).mean((1, 2)))
+
+
 # The groups that each has, by hand: name -> (units, channels of each unit).
 NETS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] = {
     "resnet": (
@@ -333,6 +379,13 @@ NETS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] = {
         {"attend/query": (3, 1), "attend/value": (4, 1), "mlp1": (16, 1)},
     ),
     "scanned": (Scanned, {"stem": (7, 1), "layers/up": (9, 1)}),
+    "own_parameters": (
+        OwnParameters,
+        {"patches": (12, 1), "up": (9, 1), "heads": (2, 1), "heads#2": (4, 1)},
+    ),
+    "own_in_setup": (OwnInSetup, {"stem": (8, 1)}),
+    # norm1's groups of four hold two of norm3's groups each.
+    "group_norm": (GroupNormed, {"stem": (3, 4), "inner": (4, 2)}),
 }
 # With splits="equal". The stem's three shuffled groups of four lose the same; deep's
 # and out's halves too.

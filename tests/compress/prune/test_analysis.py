@@ -65,12 +65,12 @@ def test_removal_changes_the_answer_and_its_undoing_does_not():
     np.testing.assert_array_equal(run(plan.mask(variables), x), whole)
 
 
-def test_shuffles_gates_and_sections_are_frozen_unless_they_may_lose_the_same():
+def test_shuffles_gates_and_sections_stay_unless_they_may_lose_the_same():
     variables = made(Shuffled())
     frozen = prune.analyse(applied(Shuffled()), variables, images())
     assert set(widths(frozen)) == {"mix"}
     for path, what in {
-        "params/stem/kernel": "it is split into parts (reshape",
+        "params/stem/kernel": "does not run: in Shuffled: ",
         "params/deep/kernel": "a part of it is cut out (split",
         "params/out/kernel": "a part of it is cut out (slice",
     }.items():
@@ -157,7 +157,14 @@ X = jnp.ones((4, 3))
             lambda h: (h @ h.T) @ h,
             "a product of two activations sums over it (dot_general",
         ),
-        (lambda h: h.reshape(4, 2, 4)[:, 0].repeat(2, 1), "it is split into parts"),
+        (
+            lambda h: h.reshape(4, 2, 4)[:, 0].repeat(2, 1),
+            "a part of it is cut out (slice",
+        ),
+        (lambda h: h.reshape(4, 2, 4).reshape(4, 8), "does not run: in the outermost"),
+        (lambda h: 1 / h, "not finite where it is zero (div"),
+        (lambda h: h**-2, "not finite where it is zero (integer_pow"),
+        (lambda h: jnp.log(h), "not finite where it is zero (log"),
         (
             lambda h: jax.lax.reduce_window(
                 h, -jnp.inf, jax.lax.max, (1, 2), (1, 1), "SAME"
@@ -198,6 +205,7 @@ def test_what_ends_channels_says_so(between, what):
         lambda h: jax.checkpoint(jnp.sin)(h),
         lambda h: h.T.reshape(-1).reshape(-1, 4).T,
         lambda h: jnp.einsum("bc,bc->bc", h, h),
+        lambda h: h / jnp.linalg.norm(h, axis=-1, keepdims=True),
     ],
 )
 def test_what_treats_channels_alike_leaves_them_free(between):
@@ -237,6 +245,26 @@ def test_scans_and_unknown_operations_count_as_in_cost():
 
     plan = prune.analyse(apply, WEIGHTS, X)
     assert plan.macs() == cost.macs(apply, WEIGHTS, X) == 4 * (24 + 5 * 64 + 16)
+
+
+@pytest.mark.parametrize(
+    ("between", "units"),
+    [
+        # Sections of two go whole where their number comes from the shape.
+        (lambda h: h - h.reshape(4, -1, 2).max(-1).repeat(2, -1), (4, 2)),
+        (lambda h: jax.nn.softmax(h.reshape(4, -1, 2)).reshape(4, -1), (4, 2)),
+        (lambda h: h.reshape(4, -1, 2).swapaxes(1, 2).reshape(4, -1), (4, 2)),
+    ],
+)
+def test_whole_sections_can_go(between, units):
+    apply = lambda w, x: between(x @ w["a"]) @ w["b"] @ w["c"]
+    weights = {
+        k: jax.random.normal(jax.random.key(i), v.shape)
+        for i, (k, v) in enumerate(WEIGHTS.items())
+    }
+    plan = prune.analyse(apply, weights, X)
+    assert widths(plan) == {"a": units, "b": (8, 1)}
+    assert prune.check(apply, plan, weights, [0, 2, 5], X).difference < 1e-5
 
 
 def test_reductions_over_channels_may_be_allowed_and_are_then_reported():
@@ -345,4 +373,4 @@ def test_wrong_knobs_are_refused():
     with pytest.raises(ValueError, match="reductions must be one of"):
         prune.analyse(apply, WEIGHTS, X, reductions="keep")
     with pytest.raises(ValueError, match="splits must be one of"):
-        prune.analyse(apply, WEIGHTS, X, splits="half")
+        prune.analyse(apply, WEIGHTS, X, splits="freeze")

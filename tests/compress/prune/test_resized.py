@@ -12,6 +12,7 @@ from jaxkd.models.mobilenet_v1 import MobileNetV1
 from jaxkd.models.net import Net, from_foreign, from_linen
 from tests.compress.prune.nets import (
     FlatVgg,
+    GroupNormed,
     InvertedResidual,
     UNet,
     applied,
@@ -175,6 +176,39 @@ def test_every_layer_with_a_width_follows_its_kernel():
     dropped = some(plan)
     report = prune.check(applied(module), plan, made(module), dropped, images())
     assert report.difference < 1e-5
+
+
+def test_group_norm_keeps_its_groups_in_every_form_of_the_network():
+    module, x = GroupNormed(), images()
+    plan, dropped, small, masked = small_and_masked(module)
+    expected = jax.jit(module.apply)(masked, x)
+    close(jax.jit(prune.resized(module).apply)(small, x), expected)
+    net = from_foreign(module, {}, call=lambda train: {"train": train})
+    out, _ = jax.jit(lambda v, x: prune.resized(net).apply(v, {}, x, train=False))(
+        small["params"], x
+    )
+    close(out.logits, expected)
+    # What was pruned once is pruned again.
+    run = lambda v, x: prune.resized(module).apply(v, x)
+    again = prune.analyse(run, small, x)
+    assert {g.name: len(g.units) for g in again.groups} == dict(
+        zip((g.name for g in plan.groups), plan.kept(dropped), strict=True)
+    )
+    assert prune.check(run, again, small, some(again), x).difference < 1e-5
+
+
+@pytest.mark.bad_input
+def test_groups_whose_size_is_not_known_are_refused():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x, first: bool = True):
+            return nn.GroupNorm(2, name="a" if first else "b")(x)
+
+    x = jnp.ones((1, 4, 4, 8))
+    variables = {"params": {"b": {"scale": jnp.ones(8), "bias": jnp.ones(8)}}}
+    net = Net(Two().init, lambda p, s, x: (Two().apply({"params": p}, x, False), s))
+    with pytest.raises(ValueError, match=r"'b' is not called.*there are \['a'\]"):
+        prune.resized(net).apply(variables["params"], {}, x)
 
 
 @pytest.mark.bad_input
