@@ -14,7 +14,7 @@ from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.names import key
 from jaxkd.compress.quantize.net import RANGES, Context, faked
 from jaxkd.compress.quantize.plan import Point
-from jaxkd.compress.quantize.run import Arithmetic, Tensor, plainly, same, untouched
+from jaxkd.compress.quantize.run import Arithmetic, Tensor
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -72,12 +72,7 @@ def observing(context: Context) -> Arithmetic:
         context.moved[name] = ranges.move(context.ranges[name], ends, config)
         return Tensor(x)
 
-    return Arithmetic(activation, in_floats, plainly, same, untouched)
-
-
-def in_floats(w: Weight, kernel: Array, x: Tensor, bias: Array | None) -> Tensor:
-    """A kernel as it is."""
-    return Tensor(kernel)
+    return Arithmetic(activation=activation)
 
 
 def bias_correction(
@@ -120,7 +115,7 @@ def bias_correction(
     @partial(jax.jit, static_argnums=3)
     def means(params, state, x, quantized):
         found: dict[str, list[Array]] = {}  # of each call of a layer
-        base = faked if quantized else _plain
+        base = faked if quantized else _real
         by = lambda context: _watching(found, base(context))
         net.apply(params, state, x, train=False, by=by)
         order.update(dict.fromkeys(found))
@@ -141,8 +136,8 @@ def _shifted(shifts: dict[str, Array], path: str, leaf: Array) -> Array:
     return leaf + shifts[path] if path in shifts else leaf
 
 
-def _plain(context: Context) -> Arithmetic:
-    return Arithmetic(lambda point, x: Tensor(x), in_floats, plainly, same, untouched)
+def _real(context: Context) -> Arithmetic:
+    return Arithmetic()
 
 
 def _watching(found: dict[str, list[Array]], base: Arithmetic) -> Arithmetic:

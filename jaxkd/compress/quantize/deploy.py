@@ -22,7 +22,7 @@ from jaxkd.compress.quantize.net import (
     faked,
 )
 from jaxkd.compress.quantize.plan import Plan, Point
-from jaxkd.compress.quantize.run import Arithmetic, Tensor, plainly, same, untouched
+from jaxkd.compress.quantize.run import Arithmetic, Tensor, real_activation, untouched
 from jaxkd.models.convolution import plain_convolutions
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
@@ -103,7 +103,7 @@ def deployed(net: Net, params: Params, state: State, config: Quantization) -> De
 def _faked_without_dynamic_ranges(context: Context) -> Arithmetic:
     if context.config.activation == "static":
         return faked(context)
-    return faked(context)._replace(activation=lambda _, x: Tensor(x))
+    return faked(context)._replace(activation=real_activation)
 
 
 def check_ready(params: Params, state: State, config: Quantization) -> None:
@@ -167,7 +167,7 @@ def collect(found: dict[str, Grid], context: Context) -> Arithmetic:
         found[f"kernel:{w.name}"] = grid._replace(scale=scale)
         return Tensor(kernel)
 
-    return Arithmetic(activation, weight, plainly, same, untouched)
+    return Arithmetic(activation=activation, weight=weight)
 
 
 def _marked(found: dict[str, Grid], context: Context) -> Arithmetic:
@@ -195,7 +195,6 @@ def _marked(found: dict[str, Grid], context: Context) -> Arithmetic:
     return Arithmetic(
         activation=activation,
         weight=weight,
-        linear=plainly,
         again=again,
         requantized=requantized if static else untouched,
         now=True,

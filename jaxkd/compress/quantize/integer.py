@@ -17,7 +17,7 @@ from jaxkd.compress.quantize.graph import Op
 from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.net import STEPS, Context, fake_activation
 from jaxkd.compress.quantize.plan import Plan
-from jaxkd.compress.quantize.run import Arithmetic, Tensor, plainly, same, untouched
+from jaxkd.compress.quantize.run import Arithmetic, Tensor, plainly
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -162,7 +162,7 @@ def _integers(held: dict[str, dict[str, Array]], context: Context) -> Arithmetic
         return Tensor(held[w.name]["integers"], Grid(scale, none, -127, 127))
 
     return Arithmetic(
-        partial(fake_activation, context), weight, _int32, same, untouched
+        activation=partial(fake_activation, context), weight=weight, linear=_int32
     )
 
 

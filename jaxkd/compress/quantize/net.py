@@ -15,14 +15,7 @@ from jaxkd.compress.quantize.graph import LINEAR, Graph, equations, trace
 from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.names import key
 from jaxkd.compress.quantize.plan import Plan, Point, plan
-from jaxkd.compress.quantize.run import (
-    Arithmetic,
-    Tensor,
-    plainly,
-    run,
-    same,
-    untouched,
-)
+from jaxkd.compress.quantize.run import Arithmetic, Tensor, run
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -209,7 +202,7 @@ def _starting(found: dict[str, Array], context: Context) -> Arithmetic:
         found[key(w.name)] = lsq_start(kernel, grid)
         return Tensor(kernel)
 
-    return Arithmetic(lambda _, x: Tensor(x), weight, plainly, same, untouched)
+    return Arithmetic(weight=weight)
 
 
 def faked(context: Context) -> Arithmetic:
@@ -218,9 +211,7 @@ def faked(context: Context) -> Arithmetic:
     def activation(point: Point, x: Array) -> Tensor:
         return fake_activation(context, point, x)
 
-    return Arithmetic(
-        activation, partial(fake_weight, context), plainly, same, untouched
-    )
+    return Arithmetic(activation=activation, weight=partial(fake_weight, context))
 
 
 def fake_activation(context: Context, point: Point, x: Array) -> Tensor:

@@ -22,25 +22,14 @@ class Tensor(NamedTuple):
     grid: Any = None  # a Grid
 
 
-class Arithmetic(NamedTuple):
-    """What quantizing means: fake, as annotations for a converter, in integers.
+def real_activation(point: Point, x: Array) -> Tensor:
+    """The activation in floats."""
+    return Tensor(x)
 
-    Attributes:
-      activation: `(point, x) -> Tensor`, at every point of the plan.
-      weight: `(weight, kernel, x, bias) -> Tensor`, at every kernel of the plan; `x` is
-        what it is multiplied with, `bias` what is added to the product, or None.
-      linear: `(op, weight or None, tensors) -> result` of a convolution or product.
-      again: `(grid, x) -> x`, where numbers of a quantized tensor were moved.
-      requantized: `(point, tensors) -> tensors`, before a concatenation.
-      now: whether what does not depend on the image is computed while tracing.
-    """
 
-    activation: Callable[[Point, Array], Tensor]
-    weight: Callable[[Weight, Array, Tensor, Array | None], Tensor]
-    linear: Callable[[Op, str, Weight | None, list[Tensor]], Array]
-    again: Callable[[Grid, Array], Array]
-    requantized: Callable[[Point, list[Tensor]], list[Tensor]]
-    now: bool = False
+def real_weight(w: Weight, kernel: Array, x: Tensor, bias: Array | None) -> Tensor:
+    """The kernel in floats."""
+    return Tensor(kernel)
 
 
 def same(grid: Grid, x: Array) -> Array:
@@ -56,6 +45,30 @@ def untouched(point: Point, tensors: list[Tensor]) -> list[Tensor]:
 def plainly(op: Op, layer: str, weight: Weight | None, tensors: list[Tensor]) -> Array:
     """The operation on the values as they are."""
     return evaluate(op, *(t.value for t in tensors))[0]
+
+
+class Arithmetic(NamedTuple):
+    """What quantizing means: fake, as annotations for a converter, in integers.
+
+    What is not given leaves the network in floats.
+
+    Attributes:
+      activation: `(point, x) -> Tensor`, at every point of the plan.
+      weight: `(weight, kernel, x, bias) -> Tensor`, at every kernel of the plan; `x` is
+        what it is multiplied with, `bias` what is added to the product, or None.
+      linear: `(op, layer, weight or None, tensors) -> result` of a convolution or
+        product.
+      again: `(grid, x) -> x`, where numbers of a quantized tensor were moved.
+      requantized: `(point, tensors) -> tensors`, before a concatenation.
+      now: whether what does not depend on the image is computed while tracing.
+    """
+
+    activation: Callable[[Point, Array], Tensor] = real_activation
+    weight: Callable[[Weight, Array, Tensor, Array | None], Tensor] = real_weight
+    linear: Callable[[Op, str, Weight | None, list[Tensor]], Array] = plainly
+    again: Callable[[Grid, Array], Array] = same
+    requantized: Callable[[Point, list[Tensor]], list[Tensor]] = untouched
+    now: bool = False
 
 
 def run(graph: Graph, plan: Plan, args: list[Any], arithmetic: Arithmetic) -> Any:

@@ -120,3 +120,26 @@ def test_steps_of_slices_are_learned_apart():
     each = [steps[name] for name in ("kernels:kernel", "kernels:1:kernel")]
     # The first slice is four times as large as the second.
     np.testing.assert_allclose(each[0].mean() / each[1].mean(), 4, rtol=0.3)
+
+
+@pytest.mark.parametrize("name", ["stacked", "tied", "prototypes"])
+def test_equalising_leaves_the_function_as_it_is(name):
+    """A parameter that serves two ends cannot be scaled for one of them."""
+    net, params, state, shape = foreign.made(name)
+    other = Q.equalise(net, params, state, shape)
+    run = jax.jit(lambda p, x: net.apply(p, state, x, train=False)[0].logits)
+    x = foreign.inputs(name)
+    np.testing.assert_allclose(run(other, x), run(params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_biases_in_a_stack_are_not_corrected():
+    net, params, state, _ = ready("stacked")
+    x = foreign.inputs("stacked")
+    after = Q.bias_correction(net, params, state, [x])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, after)
+    assert moved == {
+        "stem": {"kernel": False, "bias": True},
+        "kernels": False,
+        "biases": False,
+        "head": {"kernel": False, "bias": True},
+    }
