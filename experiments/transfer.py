@@ -158,7 +158,7 @@ def only(dataset: data.Dataset, classes: tuple[str, ...] | None) -> data.Dataset
     part = datasets.take(dataset, keep, dataset.split)
     new = np.full(dataset.num_classes, -1, np.int32)
     new[places] = np.arange(len(places))
-    return part._replace(labels=new[part.labels], classes=classes)
+    return part.replace(label=new[part.labels], classes=classes)
 
 
 def tasks(config: Config) -> tuple[pair.Task, pair.Task]:

@@ -18,6 +18,7 @@ from jaxkd import cache, data, distill, models, train
 from jaxkd.cache import keep, store
 from jaxkd.data import augment
 from jaxkd.data.dataset import take
+from jaxkd.types import Outputs
 from tests import toys
 
 teacher = distill.frozen(toys.teacher)
@@ -130,20 +131,20 @@ def test_part_of_the_data_in_any_order_finds_its_rows(variables, kept):
 
 def _moved(order):
     """Images and labels in another order, under the old indices."""
-    return rows(order)._replace(index=np.arange(len(order), dtype=np.int32))
+    return rows(order).replace(index=np.arange(len(order), dtype=np.int32))
 
 
 def _one_pixel():
     whole = toys.dataset()
     images = whole.images.copy()
     images[25, 1, 2, 0] ^= 1
-    return whole._replace(images=images)
+    return whole.replace(image=images)
 
 
 def _relabelled():
     whole = toys.dataset()
     labels = (whole.labels + (whole.index == 6)) % 5
-    return whole._replace(labels=labels.astype(np.int32))
+    return whole.replace(label=labels.astype(np.int32))
 
 
 @pytest.mark.bad_input
@@ -157,7 +158,7 @@ def _relabelled():
         (_relabelled, "1 of 40 .* index 6: the data was changed"),
         (lambda: rows([3, 5, 3]), "3 occurs 2 times"),
         (
-            lambda: rows([0, 1])._replace(index=np.array([0, 77], np.int32)),
+            lambda: rows([0, 1]).replace(index=np.array([0, 77], np.int32)),
             "1 of 2 examples were not scored, the first has index 77",
         ),
     ],
@@ -461,3 +462,26 @@ def test_cifar10_is_scored_stored_and_found(tmp_path):
     found = cache.load(path, some, view=view, teacher=teacher).fields["teacher"]
     batch = view(jax.random.key(0), data.on_device(some))
     close(found[:, 0], distill.frozen(net)(its, batch).logits)
+
+
+def test_scores_of_tokens_are_kept_by_position(tmp_path):
+    """Logits `[n, sequence, vocabulary]`, and another view of other columns refused."""
+    ids = np.random.default_rng(0).integers(0, 7, (20, 4))
+    texts = data.Dataset("texts", "train", {"ids": ids, "label": ids})
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(7, 5)), jnp.float32)
+    teacher = lambda variables, batch: Outputs(variables[batch["ids"]], {})
+    view = augment.chain()
+    how = {"view": view, "path": tmp_path / "scores", "batch_size": 6}
+    logits = cache.cache_teacher(teacher, weights, texts, **how)
+    np.testing.assert_array_equal(logits, np.asarray(weights)[ids])
+    again = cache.cache_teacher(teacher, weights, texts, **how)
+    np.testing.assert_array_equal(again, logits)
+    part = data.subset(texts, 7, seed=1)
+    again = cache.cache_teacher(teacher, weights, part, **how)
+    np.testing.assert_array_equal(again, logits[part.index])
+    shift = augment.View(lambda key, b: {**b, "ids": (b["ids"] + 1) % 7}, random=False)
+    with pytest.raises(ValueError, match="another view"):
+        cache.cache_teacher(teacher, weights, texts, **{**how, "view": shift})
+    with pytest.raises(ValueError, match="the data was changed"):
+        other = texts.replace(ids=(ids + 1) % 7)
+        cache.cache_teacher(teacher, weights, other, **how)

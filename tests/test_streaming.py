@@ -307,7 +307,7 @@ try:
 except MemoryError:
     print("too large to be copied")
 zero, index = np.zeros(n, np.int32), np.arange(n, dtype=np.int32)
-dataset = data.Dataset("large", "train", images, zero, index, ("a",))
+dataset = data.Dataset.of_images("large", "train", images, zero, index, ("a",))
 stream = dataclasses.replace(stream, source=data.mapped(dataset))
 print("steps", int(run(stream).state.step), "of", stream.steps)
 """

@@ -53,7 +53,7 @@ def dataset(n=40, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 5, n).astype(np.int32)
     images = rng.integers(0, 60, (n, 4, 4, 3)) + 45 * labels[:, None, None, None]
-    return data.Dataset(
+    return data.Dataset.of_images(
         name="toy",
         split="train",
         images=images.astype(np.uint8),

@@ -125,7 +125,7 @@ def line(row: dict[str, Any], case: dict[str, Any], config: Any) -> dict[str, An
 def images(shape: tuple[int, ...], n: int, classes: int = 10) -> data.Dataset:
     """Random bytes in the shape of a data set."""
     rng = np.random.default_rng(0)
-    return data.Dataset(
+    return data.Dataset.of_images(
         name="random",
         split="train",
         images=rng.integers(0, 256, (n, *shape), dtype=np.uint8),

@@ -106,7 +106,7 @@ def mapped(config: Config, root: pathlib.Path, workers: int) -> Row | None:
         np.save(path, pixels)
     images = np.load(path, mmap_mode="r")
     zero, index = np.zeros(n, np.int32), np.arange(n, dtype=np.int32)
-    dataset = data.Dataset("random", "train", images, zero, index, ("a",))
+    dataset = data.Dataset.of_images("random", "train", images, zero, index, ("a",))
     return _rate(config, data.mapped(dataset), workers)
 
 

@@ -68,9 +68,9 @@ def shifted(test: data.Dataset) -> data.Dataset:
         for y, x in ((2, 1), (0, 1), (1, 2), (1, 0))
     ]
     n = 4 * len(test.images)
-    return test._replace(
-        images=np.concatenate(moved),
-        labels=np.tile(test.labels, 4),
+    return test.replace(
+        image=np.concatenate(moved),
+        label=np.tile(test.labels, 4),
         index=np.arange(n, dtype=np.int32),
     )
 
@@ -80,7 +80,7 @@ def reduced(mnist: data.Dataset) -> data.Dataset:
     box = np.asarray(mnist.images)[:, BOX, BOX, 0].astype(np.float64)
     areas = shares(box.shape[1], 8)
     small = np.rint(areas @ box @ areas.T).astype(np.uint8)
-    return mnist._replace(images=small[..., None])
+    return mnist.replace(image=small[..., None])
 
 
 def shares(n: int, m: int) -> np.ndarray:
@@ -102,9 +102,9 @@ def matching(cifar100: data.Dataset, classes: tuple[str, ...]) -> Elsewhere:
         for answer in answers:
             right[cifar100.classes.index(label), classes.index(answer)] = True
     (kept,) = np.nonzero(right[cifar100.labels].any(-1))
-    some = cifar100._replace(
-        images=np.asarray(cifar100.images)[kept],
-        labels=np.asarray(cifar100.labels)[kept],
+    some = cifar100.replace(
+        image=np.asarray(cifar100.images)[kept],
+        label=np.asarray(cifar100.labels)[kept],
         index=np.asarray(cifar100.index)[kept],
     )
     return Elsewhere("CIFAR-100's matching classes", some, right)

@@ -5,14 +5,17 @@ import hashlib
 import numpy as np
 
 from jaxkd.data import Dataset
+from jaxkd.data.dataset import names
 
 
 def contents(dataset: Dataset) -> np.ndarray:
-    """Eight bytes of a hash of each image and its label, as uint64 `[n]`."""
+    """Return eight bytes of a hash of each example, "index" excepted, uint64 `[n]`."""
+    columns = [dataset.columns[name] for name in names(dataset) if name != "index"]
     digests = bytearray()
-    for image, label in zip(dataset.images, dataset.labels, strict=True):
-        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8)
-        digest.update(label.tobytes())
+    for example in zip(*columns, strict=True):
+        digest = hashlib.blake2b(digest_size=8)
+        for value in example:
+            digest.update(np.ascontiguousarray(value).tobytes())
         digests += digest.digest()
     return np.frombuffer(bytes(digests), np.uint64)
 

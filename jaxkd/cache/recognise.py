@@ -38,22 +38,32 @@ def probe(view: View, dataset: Dataset) -> Arrays:
     A view is a function and has no name to compare; its images have.
     """
     few = first(dataset)
-    arrays = {
-        "probe_image": few.images,
-        "probe_label": few.labels,
-        "probe_index": few.index,
-    }
+    arrays = {f"probe_{name}": array for name, array in few.columns.items()}
     return {**arrays, "probe_seen": seen(view, arrays)}
 
 
 def seen(view: View, probe: Arrays) -> np.ndarray:
-    """The probe's images under the first and the last view."""
+    """Return the probe's examples under the first and the last view."""
     _, views = replay.settings(view)
-    batch = {name: probe[f"probe_{name}"] for name in ("image", "label", "index")}
-    show = jax.jit(lambda batch: view(jax.random.key(0), batch)["image"])
+    stored = ("probe_seen", "probe_index", "probe_label")
+    batch = {
+        name.removeprefix("probe_"): array
+        for name, array in probe.items()
+        if name.startswith("probe_") and name != "probe_seen"
+    }
+    columns = sorted(set(batch) - {name.removeprefix("probe_") for name in stored})
+
+    @jax.jit
+    def show(batch: Any) -> Any:
+        shown = view(jax.random.key(0), batch)
+        if columns == ["image"]:
+            return shown["image"].astype("float32")
+        flat = [shown[name].reshape(len(batch["index"]), -1) for name in columns]
+        return jax.numpy.concatenate([f.astype("float32") for f in flat], axis=1)
+
     column = np.zeros(len(batch["index"]), np.int32)
     shown = [show({**batch, "view": column + v}) for v in sorted({0, views - 1})]
-    return np.stack([np.asarray(images, np.float32) for images in shown])
+    return np.stack([np.asarray(examples, np.float32) for examples in shown])
 
 
 def same_view(

@@ -35,7 +35,12 @@ class Replay:
                 "offline.make_epoch, take the example batch from offline.showing(...), "
                 "and put nothing around offline.replayed(...)"
             )
-        _refuse_mixing(self.view, batch["image"].shape[1:], batch["image"].dtype)
+        fields = {
+            name: (column.shape[1:], column.dtype)
+            for name, column in batch.items()
+            if name not in ("view", "label", "index") and not name.startswith("teacher")
+        }
+        _refuse_mixing(self.view, tuple(sorted(fields.items())))
         # The generator is named: what is stored outlives a change of JAX's default.
         root = jax.random.key(self.seed, impl="threefry2x32")
 
@@ -86,35 +91,40 @@ def settings(view: View) -> tuple[int | None, int]:
 
 
 @functools.lru_cache
-def _refuse_mixing(view: View, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Changes one example of a small batch: the others must not notice.
+def _refuse_mixing(
+    view: View, fields: tuple[tuple[str, tuple[tuple[int, ...], np.dtype]], ...]
+) -> None:
+    """Change one example of a small batch: the others must not notice.
 
     Only running it can tell. Under eight keys, since a permutation of three examples
     leaves all of them in place with probability 1/6.
     """
     n, keys = 3, 8
-    noise = np.random.default_rng(0).integers(0, 256, (n + 1, *shape))
-    images = noise.astype(dtype) if np.issubdtype(dtype, np.integer) else noise / 255
-    # The batch as it is, then with each of its examples exchanged for another.
-    batches = np.stack([images[:n]] * (n + 1))
-    batches[1 + np.arange(n), np.arange(n)] = images[n]
 
-    def run(batches: Array) -> Batch:
-        def seen(key: Array, images: Array) -> Batch:
+    def random(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """The batch as it is, then with each of its examples exchanged for another."""
+        noise = np.random.default_rng(0).integers(0, 256, (n + 1, *shape))
+        values = noise if np.issubdtype(dtype, np.integer) else noise / 255
+        batches = np.stack([values[:n]] * (n + 1))
+        batches[1 + np.arange(n), np.arange(n)] = values[n]
+        return batches.astype(dtype)
+
+    def run(batches: Batch) -> Batch:
+        def seen(key: Array, columns: Batch) -> Batch:
             ints = jnp.arange(n, dtype=jnp.int32)
-            return view(key, {"image": images, "label": ints, "index": ints})
+            return view(key, {**columns, "label": ints, "index": ints})
 
         drawn = jax.random.split(jax.random.key(0, impl="threefry2x32"), keys)
         return jax.vmap(jax.vmap(seen, (0, None)), (None, 0))(drawn, batches)
 
+    batches = {name: random(*about) for name, about in fields}
     # Compiled by hand, it runs on the spot although something else is being traced.
-    batches = batches.astype(dtype)
     shown = jax.tree.map(np.asarray, jax.jit(run).lower(batches).compile()(batches))
     reason = (
         "the view mixes the examples of a batch, as mixup does: what it shows of one "
         "then depends on its batch, and cannot be shown again; leave that part out"
     )
-    if set(shown) != {"image", "label", "index"}:
+    if set(shown) != {*batches, "label", "index"}:
         raise ValueError(f"{reason} (it gives the fields {sorted(shown)})")
     for name, (plain, *exchanged) in shown.items():
         for j, after in enumerate(exchanged):

@@ -216,7 +216,7 @@ def _speaker(
         return {**data.on_device(dataset), "view": column}
 
     def logits(variables: Any, resident: dict[str, jax.Array]) -> jax.Array:
-        size = min(batch_size, len(resident["image"]))
+        size = min(batch_size, data.count(resident))
         return predict(teacher, variables, resident, view=view, batch_size=size)
 
     program = jax.jit(logits)

@@ -10,7 +10,7 @@ from jaxkd.types import Batch
 
 
 def on_device(dataset: datasets.Dataset) -> Batch:
-    """Puts a whole split on the device, the images as uint8.
+    """Put a whole split on the device, images as uint8.
 
     CIFAR takes 147 MiB of device memory; scaling to floats belongs into the step (see
     `jaxkd.data.augment.to_float`), where it costs nothing that can be measured.
@@ -19,18 +19,14 @@ def on_device(dataset: datasets.Dataset) -> Batch:
       dataset: a split as `load` returns it, or your own arrays in a `Dataset`.
 
     Returns:
-      "image" uint8 `[n, h, w, c]`, "label" int32 `[n]` and "index" int32 `[n]`: a batch
-      of everything.
+      Its columns, "image" uint8 `[n, h, w, c]`, "label" int32 `[n]` and "index" int32
+      `[n]` for images: a batch of everything.
 
     Raises:
-      ValueError: if the arrays do not fit together or a label has no class.
+      ValueError: if the columns do not fit together or a label has no class.
     """
     datasets.check(dataset)
-    return {
-        "image": jnp.asarray(dataset.images),
-        "label": jnp.asarray(dataset.labels),
-        "index": jnp.asarray(dataset.index),
-    }
+    return {name: jnp.asarray(array) for name, array in dataset.columns.items()}
 
 
 def count(resident: Batch) -> int:

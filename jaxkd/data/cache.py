@@ -136,6 +136,8 @@ def _read(where: pathlib.Path) -> Dataset:
             raise ValueError(f"{name}.npy is not what was written")
         arrays[name] = array
     classes = tuple(record["classes"])
-    dataset = Dataset(record["name"], record["split"], classes=classes, **arrays)
+    dataset = Dataset.of_images(
+        record["name"], record["split"], classes=classes, **arrays
+    )
     check(dataset)
     return dataset

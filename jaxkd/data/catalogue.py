@@ -149,6 +149,6 @@ def decode(name: str, split: str, directory: pathlib.Path) -> Dataset:
         count += 1
     if images is None or count != n:
         raise ValueError(f"{directory} has {count} of {n} examples of {split!r}")
-    return Dataset(
+    return Dataset.of_images(
         name, split, images, labels, index, tuple(info.features[LABEL].names)
     )

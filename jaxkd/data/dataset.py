@@ -1,9 +1,11 @@
 """A decoded split, and what can be asked of it: a subset, its statistics, its hash."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,26 +15,70 @@ MASK = (1 << 64) - 1
 CHUNK = 4096  # images at a time, so that float copies of a whole split never exist
 
 
-class Dataset(NamedTuple):
-    """A decoded split on the host.
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A split on the host: named columns with one entry for each example.
 
     Attributes:
       name: the data set's name, as `load` takes it.
       split: the split's name, as `load` takes it.
-      images: uint8 `[n, height, width, channels]`, memory-mapped where it comes from
-        the cache.
-      labels: int32 `[n]`, class indices.
-      index: int32 `[n]`, the place of each example in the official split ("train" or
-        "test"): what cached teacher outputs are looked up by.
-      classes: the classes' names, by label.
+      columns: arrays `[n, ...]` by name. For images "image" uint8 `[n, height, width,
+        channels]`, memory-mapped where it comes from the cache, and "label" int32
+        `[n]`. "index" int32 `[n]` is the place of each example in the official split
+        ("train" or "test"), by which stored teacher outputs are looked up; it is added
+        if it is missing.
+      classes: the classes' names, by label; empty if labels are no classes.
     """
 
     name: str
     split: str
-    images: np.ndarray
-    labels: np.ndarray
-    index: np.ndarray  # type: ignore[assignment]  # a tuple's method of that name
-    classes: tuple[str, ...]
+    columns: Mapping[str, np.ndarray]
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        columns = dict(self.columns)
+        if columns and "index" not in columns:
+            n = len(next(iter(columns.values())))
+            columns["index"] = np.arange(n, dtype=np.int32)
+        object.__setattr__(self, "columns", columns)
+
+    @classmethod
+    def of_images(
+        cls,
+        name: str,
+        split: str,
+        images: np.ndarray,
+        labels: np.ndarray,
+        index: np.ndarray | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> "Dataset":
+        """Make a data set of images and one label each."""
+        columns = {"image": images, "label": labels}
+        return cls(name, split, columns | _given(index=index), classes)
+
+    def replace(self, **changes: Any) -> "Dataset":
+        """Return a copy with other columns by their names, name, split or classes."""
+        own = {k: v for k, v in changes.items() if k in ("name", "split", "classes")}
+        columns = {k: v for k, v in changes.items() if k not in own}
+        return dataclasses.replace(self, columns={**self.columns, **columns}, **own)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def images(self) -> np.ndarray:
+        """The column "image"."""
+        return self.columns["image"]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The column "label"."""
+        return self.columns["label"]
+
+    @property
+    def index(self) -> np.ndarray:
+        """The column "index"."""
+        return self.columns["index"]
 
     @property
     def num_classes(self) -> int:
@@ -40,29 +86,44 @@ class Dataset(NamedTuple):
         return len(self.classes)
 
 
+def _given(**columns: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {name: array for name, array in columns.items() if array is not None}
+
+
 def check(dataset: Dataset) -> None:
-    """The arrays of a data set fit together.
+    """Check that the columns of a data set fit together.
 
     Raises:
-      ValueError: on wrong types or shapes, on an empty split, and on labels that no
-        class belongs to.
+      ValueError: on wrong types or shapes, columns of different length, an empty split,
+        and labels that no class belongs to.
     """
-    images, labels, index = dataset.images, dataset.labels, dataset.index
-    if images.ndim != 4 or images.dtype != np.uint8:
+    where = f"{dataset.name}/{dataset.split}"
+    lengths = {name: len(array) for name, array in dataset.columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"all columns of {where} must have one length, got {lengths}")
+    _check.not_empty(**dataset.columns)
+    images, index = dataset.columns.get("image", np.zeros(0)), dataset.index
+    floats = np.issubdtype(images.dtype, np.floating)
+    if not floats and (images.ndim != 4 or images.dtype != np.uint8):
         got = f"{images.dtype} {images.shape}"
         raise ValueError(
-            f"images must be uint8 [n, height, width, channels], got {got}"
+            "images must be uint8 [n, height, width, channels] or floats, got "
+            f"{got} in {where}"
         )
-    _check.not_empty(images=images)
-    for name, array in {"labels": labels, "index": index}.items():
-        if array.shape != images.shape[:1] or array.dtype != np.int32:
-            got = f"{array.dtype} {array.shape}"
-            raise ValueError(f"{name} must be int32 [{len(images)}], got {got}")
+    if index.ndim != 1 or index.dtype != np.int32:
+        raise ValueError(f"index must be int32 [n], got {index.dtype} {index.shape}")
+    labels = dataset.columns.get("label")
+    if labels is None or not dataset.classes:
+        return
+    if labels.dtype != np.int32:
+        raise ValueError(
+            f"labels must be int32 where there are classes, got {labels.dtype}"
+        )
     low, high = labels.min(), labels.max()
     if low < 0 or high >= dataset.num_classes:
         raise ValueError(
             f"labels must be in [0, {dataset.num_classes}), got {low} to {high} "
-            f"in {dataset.name}/{dataset.split}"
+            f"in {where}"
         )
 
 
@@ -93,24 +154,21 @@ def choose(dataset: Dataset, n: int, *, seed: int, balanced: bool = True) -> np.
     """The positions that `subset` keeps, ascending."""
     _check.whole(1)("n", n)
     _check.whole(0)("seed", seed)
-    if n > len(dataset.labels):
+    if n > len(dataset):
         raise ValueError(
-            f"n must be at most the {len(dataset.labels)} examples of "
+            f"n must be at most the {len(dataset)} examples of "
             f"{dataset.name}/{dataset.split}, got {n}"
         )
     keys = _shuffle_keys(dataset.index, seed)
-    first = _rank_in_class(dataset.labels, keys) if balanced else np.zeros_like(keys)
+    by_class = balanced and dataset.classes and dataset.labels.ndim == 1
+    first = _rank_in_class(dataset.labels, keys) if by_class else np.zeros_like(keys)
     return np.sort(np.lexsort((keys, first))[:n])
 
 
 def take(dataset: Dataset, positions: np.ndarray, split: str) -> Dataset:
     """The examples at these positions, under another split name."""
-    return dataset._replace(
-        split=split,
-        images=np.asarray(dataset.images[positions]),
-        labels=np.asarray(dataset.labels[positions]),
-        index=np.asarray(dataset.index[positions]),
-    )
+    columns = {n: np.asarray(a[positions]) for n, a in dataset.columns.items()}
+    return dataclasses.replace(dataset, split=split, columns=columns)
 
 
 def subset(dataset: Dataset, n: int, *, seed: int, balanced: bool = True) -> Dataset:
@@ -125,7 +183,8 @@ def subset(dataset: Dataset, n: int, *, seed: int, balanced: bool = True) -> Dat
       n: how many examples, 1 to all of them.
       seed: which choice, >= 0.
       balanced: as many examples of each class as of any other, to within one. A class
-        that has too few gives all it has and the others make up for it.
+        that has too few gives all it has and the others make up for it. Data without
+        classes are drawn at random.
 
     Returns:
       The data set of the chosen examples, its arrays copied into memory.
@@ -161,11 +220,17 @@ def _cached_digest(images: np.ndarray) -> str | None:
     return written["digest"] if whole and images.mode == "r" else None
 
 
+def names(dataset: Dataset) -> list[str]:
+    """Return the names of the columns, images and their labels first."""
+    usual = [name for name in ("image", "label", "index") if name in dataset.columns]
+    return [*usual, *sorted(set(dataset.columns) - set(usual))]
+
+
 def fingerprint(dataset: Dataset) -> str:
-    """The sha256 of a data set's content: images, labels and index, not its names.
+    """The sha256 of a data set's content: all its columns, not its own name.
 
     It decides whether outputs of a teacher that were stored earlier still belong to
-    these images. The images' part is written beside a cached split and read from there.
+    these examples. That of images is written beside a cached split and read from there.
 
     Args:
       dataset: any data set.
@@ -173,8 +238,12 @@ def fingerprint(dataset: Dataset) -> str:
     Returns:
       64 hexadecimal digits.
     """
-    images = _cached_digest(dataset.images) or digest(dataset.images)
-    parts = images + digest(dataset.labels) + digest(dataset.index)
+    parts = ""
+    for name in names(dataset):
+        array = dataset.columns[name]
+        known = _cached_digest(array) if name == "image" else None
+        named = "" if name in ("image", "label", "index") else name
+        parts += named + (known or digest(array))
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
@@ -190,8 +259,7 @@ def channel_statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
     Example:
       >>> pixels = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
-      >>> zero = np.zeros(2, np.int32)
-      >>> mean, sd = channel_statistics(Dataset("d", "s", pixels, zero, zero, ("a",)))
+      >>> mean, sd = channel_statistics(Dataset("d", "s", {"image": pixels}))
       >>> float(mean[0]), float(sd[0])
       (0.5, 0.5)
     """

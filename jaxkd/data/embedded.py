@@ -39,8 +39,10 @@ def official(split: str) -> dataset.Dataset:
     """
     images, labels = _read()
     place = np.arange(len(labels), dtype=np.int32)
-    everything = dataset.Dataset(NAME, split, images, labels, place, classes.DIGITS)
+    everything = dataset.Dataset.of_images(
+        NAME, split, images, labels, place, classes.DIGITS
+    )
     test = dataset.choose(everything, TEST_SIZE, seed=TEST_SEED)
     chosen = test if split == "test" else np.delete(place, test)
     part = dataset.take(everything, chosen, split)
-    return part._replace(index=np.arange(len(part.labels), dtype=np.int32))
+    return part.replace(index=np.arange(len(part), dtype=np.int32))

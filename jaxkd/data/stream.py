@@ -164,18 +164,16 @@ def mapped(dataset: datasets.Dataset) -> Source:
       ValueError: if the arrays do not fit together or a label has no class.
     """
     datasets.check(dataset)
-    columns = {
-        "image": np.asarray(dataset.images),  # still mapped, but no longer a memmap
-        "label": dataset.labels,
-        "index": dataset.index,
-    }
+    # Still mapped, but no longer memmaps: gathered rows are plain arrays.
+    columns = {name: np.asarray(array) for name, array in dataset.columns.items()}
 
     def read(positions: np.ndarray, draws: np.ndarray) -> HostBatch:
         return {name: np.take(array, positions, 0) for name, array in columns.items()}
 
     name = f"{dataset.name}/{dataset.split}"
-    record = lambda position: f"{name}, image {position}"
-    return Source(name, len(dataset.labels), dataset.classes, read, record)
+    kind = "image" if "image" in columns else "example"
+    record = lambda position: f"{name}, {kind} {position}"
+    return Source(name, len(dataset), dataset.classes, read, record)
 
 
 def order(key: Array, epoch: int, n: int, batch_size: int) -> np.ndarray:

@@ -28,7 +28,10 @@ def test_what_is_read_is_what_was_written_and_mapped(where):
     back = cache.read(where)
     for name in cache.ARRAYS:
         np.testing.assert_array_equal(getattr(back, name), getattr(digits(), name))
-    assert back[:2] == digits()[:2] and back.classes == digits().classes
+    assert (back.name, back.split) == (
+        digits().name,
+        digits().split,
+    ) and back.classes == digits().classes
     assert isinstance(back.images, np.memmap) and back.images.mode == "r"
     assert cache.official_splits(where.parents[2], "digits") == ["train", "test"]
 
@@ -83,7 +86,7 @@ def test_a_crash_while_writing_leaves_nothing_that_is_read(where, monkeypatch):
 
 
 def test_labels_out_of_range_are_not_written(where):
-    wrong = digits()._replace(classes=tuple("012345678"))
+    wrong = digits().replace(classes=tuple("012345678"))
     with pytest.raises(ValueError, match=r"labels must be in \[0, 9\), got 0 to 9"):
         write(where, wrong)
     assert not where.exists()
@@ -125,8 +128,8 @@ def test_the_fingerprint_of_a_cached_split_comes_from_its_record(where):
     assert data.fingerprint(back) != expected, "it hashed the images again"
     # Whatever is not the whole mapped file is hashed, not looked up.
     for images in (np.array(back.images), back.images[::-1], back.images[1:]):
-        view, copy = back._replace(images=images), np.array(images)
-        assert data.fingerprint(view) == data.fingerprint(view._replace(images=copy))
+        view, copy = back.replace(image=images), np.array(images)
+        assert data.fingerprint(view) == data.fingerprint(view.replace(image=copy))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def make(labels, classes=4):
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (len(labels), 3, 2, 2)).astype(np.uint8)
     index = np.arange(len(labels), dtype=np.int32)
-    return data.Dataset(
+    return data.Dataset.of_images(
         "d", "train", images, labels, index, tuple("abcdefgh"[:classes])
     )
 
@@ -114,40 +114,41 @@ def test_channel_statistics_are_those_of_all_pixels(monkeypatch):
 
 
 def test_constant_images_have_no_deviation():
-    whole = skewed()._replace(images=np.full((200, 3, 2, 2), 77, np.uint8))
+    whole = skewed().replace(image=np.full((200, 3, 2, 2), 77, np.uint8))
     assert data.channel_statistics(whole)[1].tolist() == [0, 0]
 
 
 def test_the_fingerprint_depends_on_each_array_and_on_nothing_else():
     whole = skewed()
     first = data.fingerprint(whole)
-    assert first == data.fingerprint(whole._replace(name="other", split="other"))
+    assert first == data.fingerprint(whole.replace(name="other", split="other"))
     assert len(bytes.fromhex(first)) == hashlib.sha256().digest_size
     changed = [first]
-    for name in ("images", "labels", "index"):
-        array = getattr(whole, name).copy()
+    for name in ("image", "label", "index"):
+        array = whole.columns[name].copy()
         array.flat[17] += 1
-        changed.append(data.fingerprint(whole._replace(**{name: array})))
+        changed.append(data.fingerprint(whole.replace(**{name: array})))
     images = whole.images
-    changed.append(data.fingerprint(whole._replace(images=images[::-1])))
-    changed.append(data.fingerprint(whole._replace(images=images.reshape(-1, 2, 3, 2))))
+    changed.append(data.fingerprint(whole.replace(image=images[::-1])))
+    changed.append(data.fingerprint(whole.replace(image=images.reshape(-1, 2, 3, 2))))
     assert len(set(changed)) == 6
 
 
 BAD = [
-    ("images must be uint8", lambda d: {"images": d.images.astype(np.float32)}),
-    ("images must be uint8", lambda d: {"images": d.images[..., 0]}),
-    ("images must not be empty", lambda d: {"images": d.images[:0]}),
-    ("labels must be int32", lambda d: {"labels": d.labels.astype(np.int64)}),
-    ("labels must be int32", lambda d: {"labels": d.labels[:-1]}),
-    ("index must be int32", lambda d: {"index": d.index[:-1]}),
+    ("images must be uint8", lambda d: {"image": d.images.astype(np.int32)}),
+    ("images must be uint8", lambda d: {"image": d.images[..., 0]}),
+    ("must not be empty", lambda d: {k: v[:0] for k, v in d.columns.items()}),
+    ("labels must be int32", lambda d: {"label": d.labels.astype(np.int64)}),
+    ("one length, got .*'label': 199", lambda d: {"label": d.labels[:-1]}),
+    ("one length", lambda d: {"index": d.index[:-1]}),
+    ("one length", lambda d: {"teacher": np.zeros((60, 4), np.float32)}),
     (
         r"labels must be in \[0, 4\), got -1",
-        lambda d: {"labels": d.labels - np.int32(1)},
+        lambda d: {"label": d.labels - np.int32(1)},
     ),
     (
         r"labels must be in \[0, 4\), got 1 to 4",
-        lambda d: {"labels": d.labels + np.int32(1)},
+        lambda d: {"label": d.labels + np.int32(1)},
     ),
 ]
 
@@ -157,7 +158,23 @@ BAD = [
 def test_arrays_that_do_not_fit_together_are_refused(message, change):
     whole = skewed()
     with pytest.raises(ValueError, match=message):
-        data.on_device(whole._replace(**change(whole)))
+        data.on_device(whole.replace(**change(whole)))
+
+
+def test_columns_are_of_any_type_and_stay_together():
+    ids = np.arange(30).reshape(10, 3)
+    texts = data.Dataset("texts", "train", {"ids": ids, "label": ids[:, 1:]})
+    assert len(texts) == 10 and texts.index.tolist() == [*range(10)]
+    part = data.subset(texts, 4, seed=0)
+    np.testing.assert_array_equal(part.columns["ids"], ids[part.index])
+    np.testing.assert_array_equal(part.labels, ids[part.index, 1:])
+    assert set(data.on_device(part)) == {"ids", "label", "index"}
+    other = texts.replace(ids=ids + 1, split="test")
+    assert other.split == "test" and len(other.columns) == 3
+    assert data.fingerprint(other) != data.fingerprint(texts)
+    source = data.mapped(texts)
+    read = source.read(np.array([3]), np.zeros(1, np.uint64))
+    assert read["ids"].tolist() == [[9, 10, 11]]
 
 
 @pytest.mark.parametrize(("split", "n"), [("train", 1297), ("test", 500)])

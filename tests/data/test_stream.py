@@ -120,7 +120,7 @@ def test_mapped_examples_are_the_split(tmp_path):
     digits = data.load("digits", "test")
     np.save(tmp_path / "images.npy", digits.images)
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
-    source = data.mapped(digits._replace(images=images))
+    source = data.mapped(digits.replace(image=images))
     positions = np.array([5, 499, 5])
     found = source.read(positions, np.zeros(3, np.uint64))
     assert type(found["image"]) is np.ndarray  # a copy, not the file
@@ -371,7 +371,6 @@ def test_what_cannot_work_is_refused(call, message):
 
 @pytest.mark.bad_input
 def test_a_split_that_is_none_is_refused():
-    zero = np.zeros(2, np.int32)
-    wrong = Dataset("d", "s", np.zeros((2, 4, 4, 1)), zero, zero, ("a",))
+    wrong = Dataset("d", "s", {"image": np.zeros((2, 4, 4, 1), np.int64)})
     with pytest.raises(ValueError, match="images must be uint8"):
         data.mapped(wrong)

@@ -39,7 +39,7 @@ student, teacher = from_linen(Small(3)), from_linen(Small(4))
 @functools.cache
 def dataset(n=24):
     rng = np.random.default_rng(0)
-    return data.Dataset(
+    return data.Dataset.of_images(
         name="small",
         split="train",
         images=rng.integers(0, 256, (n, SIZE, SIZE, 3)).astype(np.uint8),

@@ -16,4 +16,4 @@ def lab(tmp_path, **options):
 def dataset(images, labels, names):
     labels = np.asarray(labels, np.int32)
     place = np.arange(len(labels), dtype=np.int32)
-    return data.Dataset("fake", "test", images, labels, place, tuple(names))
+    return data.Dataset.of_images("fake", "test", images, labels, place, tuple(names))
