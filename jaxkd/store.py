@@ -22,7 +22,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,6 +33,7 @@ except ImportError:  # Windows: no locks, and leftovers are not removed
 
 MANIFEST = "jaxkd.json"
 PREFIX, SUFFIX = ".jaxkd-new-", 9  # "-" and eight random digits
+LOCK, OLD = ".lock", ".old"  # in a workspace; what is replaced lies in OLD meanwhile
 Path = str | os.PathLike
 
 
@@ -108,7 +109,7 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _short(values: Mapping[str, Any], key: str) -> str:
-    text = repr(values[key]) if key in values else "not recorded"
+    text = json.dumps(values[key], default=repr) if key in values else "not recorded"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -131,19 +132,31 @@ def require_same(
         )
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(
+    path: Path,
+    content: bytes | Callable[[IO[bytes]], Any],
+    check: Callable[[pathlib.Path], Any] = lambda new: None,
+) -> None:
     """Write a file, whole or not at all.
+
+    Args:
+      path: of the file; its directory must exist.
+      content: of the file, or a function that writes it into an open file.
+      check: called with the path of the new file before it takes its name; if it
+        raises, what was there before stays.
 
     Raises:
       OSError: naming the file; what was there before stays.
     """
     path = pathlib.Path(path).absolute()
-    with _named(path), _workspace(path) as work:
-        with (work / "new").open("wb") as file:
-            file.write(content)
+    with _named(path), workspace(path) as work:
+        new = work / path.name
+        with new.open("wb") as file:
+            content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(work / "new", path)
+        check(new)
+        os.replace(new, path)
         sync(path.parent)
 
 
@@ -236,7 +249,7 @@ def write_dir(path: Path, fill: Callable[[pathlib.Path], Any]) -> None:
     require_ours(path)
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _workspace(path) as work:
+        with workspace(path) as work:
             new = work / "new"
             new.mkdir()
             fill(new)
@@ -245,7 +258,7 @@ def write_dir(path: Path, fill: Callable[[pathlib.Path], Any]) -> None:
             for folder, _, names in os.walk(new):
                 for name in [*names, "."]:
                     sync(os.path.join(folder, name))
-            _put(new, path, work / "old")
+            _put(new, path, work / OLD)
             sync(path.parent)
 
 
@@ -287,7 +300,7 @@ def open_dir(path: Path, wanted: Mapping[str, Any]) -> str:
     try:
         found = read_json(path / MANIFEST, "")["identity"]
         return differences(found, wanted)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return f"{MANIFEST} is damaged"
 
 
@@ -319,7 +332,7 @@ def remove_dir(path: Path) -> None:
     """
     path = pathlib.Path(path).absolute()
     require_ours(path)
-    with _named(path), _workspace(path) as work:
+    with _named(path), workspace(path) as work:
         os.rename(path, work / "gone")
 
 
@@ -350,15 +363,43 @@ def damage(path: Path) -> str | None:
     return None
 
 
+@contextmanager
+def workspace(path: Path) -> Iterator[pathlib.Path]:
+    """Make a directory beside `path` for work in progress, and remove it at the end.
+
+    Those that killed processes left for the same path are removed; those of processes
+    that live are not.
+
+    Args:
+      path: what the work is for; its directory must exist.
+    """
+    path = pathlib.Path(path).absolute()
+    clean(path.parent, path.name)
+    handle = -1
+    while handle < 0:
+        work = path.with_name(f"{PREFIX}{path.name}-{secrets.token_hex(4)}")
+        work.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # removed by another's `clean`
+            handle = os.open(work / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            if try_lock(handle) is False or not (work / LOCK).exists():
+                os.close(handle)
+                handle = -1
+    try:
+        yield work
+    finally:
+        os.close(handle)
+        _settle(work)
+
+
 def recover(path: Path) -> None:
     """Give a directory its name back if a kill came while it was being replaced."""
     path = pathlib.Path(path)
     if os.path.lexists(path) or not path.parent.is_dir():
         return
     for work in _works(path.parent):
-        if _target(work).name == path.name and (work / "old").is_dir():
+        if _target(work).name == path.name and (work / OLD).is_dir():
             with contextlib.suppress(OSError):  # read-only, or another was quicker
-                os.rename(work / "old", path)
+                os.rename(work / OLD, path)
 
 
 def clean(folder: Path, name: str | None = None) -> None:
@@ -373,16 +414,16 @@ def clean(folder: Path, name: str | None = None) -> None:
             continue
         with contextlib.suppress(OSError):
             try:
-                handle = os.open(work / "lock", os.O_RDWR)
+                handle = os.open(work / LOCK, os.O_RDWR)
             except FileNotFoundError:
                 there = {p.name for p in work.iterdir()}
                 if not there:  # killed at once; a live one notices, and is made again
                     work.rmdir()
-                elif "lock" not in there:  # half removed
+                elif LOCK not in there:  # half removed
                     _settle(work)
                 continue
             try:
-                if _flock(handle) is True:
+                if try_lock(handle) is True:
                     _settle(work)
             finally:
                 os.close(handle)
@@ -408,7 +449,7 @@ def lock(path: Path, what: Path | None = None) -> Iterator[None]:
     mode = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     handle = os.open(path, mode, 0o666)
     try:
-        if _flock(handle) is False:
+        if try_lock(handle) is False:
             raise ValueError(
                 f"another process is working in {what or path}; wait for it, or name "
                 "another path"
@@ -416,6 +457,23 @@ def lock(path: Path, what: Path | None = None) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed or the process dies.
+
+    Returns:
+      Whether this process has the lock; None where the system has no such locks.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without them
+        return None
+    return True
 
 
 def sha256(path: Path) -> str:
@@ -451,31 +509,11 @@ def _named(path: pathlib.Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-@contextmanager
-def _workspace(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory beside `path` for what is not whole, locked while we live."""
-    clean(path.parent, path.name)
-    handle = -1
-    while handle < 0:
-        work = path.with_name(f"{PREFIX}{path.name}-{secrets.token_hex(4)}")
-        work.mkdir()
-        with contextlib.suppress(FileNotFoundError):  # removed by another's `clean`
-            handle = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-            if _flock(handle) is False or not (work / "lock").exists():
-                os.close(handle)
-                handle = -1
-    try:
-        yield work
-    finally:
-        os.close(handle)
-        _settle(work)
-
-
 def _settle(work: pathlib.Path) -> None:
     """Ends a workspace, after giving its previous directory back if need be."""
     target = _target(work)
     recover(target)
-    if target.exists() or not (work / "old").exists():
+    if target.exists() or not (work / OLD).exists():
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -488,16 +526,3 @@ def _works(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _target(work: pathlib.Path) -> pathlib.Path:
     return work.with_name(work.name[len(PREFIX) : -SUFFIX])
-
-
-def _flock(handle: int) -> bool | None:
-    """Locks an open file until it is closed; None where there are no such locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without them
-        return None
-    return True

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "jaxkd"
 LAYERS = [
-    "types jaxpr store _check _files _loop _text _tree cost mesh processes",
+    "types jaxpr store _check _loop _text _tree cost mesh processes",
     "losses",
     "data",
     "models",

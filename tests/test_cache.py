@@ -179,9 +179,9 @@ def test_other_teachers_views_and_kinds_are_refused(variables, kept, tmp_path):
     darker = augment.chain(toys.view, augment.normalise([0.5] * 3, [0.2] * 3))
     with pytest.raises(ValueError, match="it shows the stored examples otherwise"):
         load(kept, variables, view=darker)
-    with pytest.raises(ValueError, match="its dtype is 'float32'"):
+    with pytest.raises(ValueError, match='dtype was "float32"'):
         score(variables, path=kept, dtype="float16")
-    with pytest.raises(ValueError, match="its kind is 'soft', here it is 'hard'"):
+    with pytest.raises(ValueError, match='kind was "soft", is "hard"'):
         score(variables, path=kept, kind="hard")
     with pytest.raises(ValueError, match="inexact: the view is random"):
         load(kept, variables, view=RANDOM)
@@ -291,9 +291,9 @@ def test_an_interrupted_run_goes_on_where_it_was(variables, tmp_path, monkeypatc
     with pytest.raises(ValueError, match="set.partial was begun, score again"):
         load(path, variables)
     for message, changes in {
-        "its teacher is": {"variables": toys.teacher_variables(seed=10)},
-        "its data is": {"dataset": toys.dataset(seed=1)},
-        "its chunk is": {"chunk_size": 8},
+        "teacher was": {"variables": toys.teacher_variables(seed=10)},
+        "data was": {"dataset": toys.dataset(seed=1)},
+        "chunk was": {"chunk_size": 8},
         "stored examples otherwise": {
             "view": augment.chain(toys.view, augment.normalise([0.5] * 3, [0.2] * 3))
         },
@@ -312,7 +312,7 @@ def test_two_processes_do_not_write_one_set(tmp_path):
     path = tmp_path / "set"
 
     def compute(number):
-        with pytest.raises(ValueError, match="another process is filling"):
+        with pytest.raises(ValueError, match="another process is working in"):
             store.fill(path, {}, compute, 1, fixed={})
         return {"a": np.arange(3)}
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import _check, data
+from jaxkd import _check, data, store as files
 from jaxkd.cache import align, keep, recognise, replay, store
 from jaxkd.cache.keep import Kept
 from jaxkd.data.augment import View
@@ -106,7 +106,7 @@ def score(
         plan = _plan(kept, classes, view, who, identity, len(dataset.index))
         fresh = _fill(path, plan, say, dataset, view, kept, chunk_size)
     found = load(path, dataset, view=view, teacher=who)
-    store.same(path, found.kept._asdict(), kept._asdict())
+    files.require_same(path, found.kept._asdict(), kept._asdict())
     if not fresh:
         logits = say(recognise.first(dataset))
         recognise.same_network(path, found.kept, found.fields, logits)

@@ -3,8 +3,8 @@
 While it is being filled, `path.partial/` holds the plan and a file for each finished
 chunk; afterwards `path/` holds `manifest.json` and one `NAME.npy` for each array.
 
-Every file is written under another name, flushed to the disk and renamed, and the
-folder takes its own name last. A process killed at any moment therefore leaves chunks
+Every file is written whole or not at all (see `jaxkd.store`), and the folder takes its
+own name last. A process killed at any moment therefore leaves chunks
 to go on from, and nothing at `path`.
 """
 
@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxkd import _files
+from jaxkd import store as files
 
 Arrays = dict[str, np.ndarray]
 FORMAT = 1
@@ -82,19 +82,22 @@ def fill(
     """
     work = partial(path)
     work.mkdir(parents=True, exist_ok=True)
-    with _alone(work):
+    with files.lock(work):
         if exists(path):  # another process was quicker
             with contextlib.suppress(OSError):
                 work.rmdir()
             return False
         begun = [file for file in (MANIFEST, PLAN) if (work / file).exists()]
         if begun:
-            same(work, _read_json(work / begun[0]), plan)
+            found = _read_json(work / begun[0])
+            files.require_same(work, {name: found.get(name) for name in plan}, plan)
             agree({name: np.load(work / f"{name}.npy") for name in fixed})
         else:
             for name, array in fixed.items():
-                replace(work / f"{name}.npy", functools.partial(np.save, arr=array))
-            replace(work / PLAN, lambda file: file.write(_encode(plan)))
+                files.write_file(
+                    work / f"{name}.npy", functools.partial(np.save, arr=array)
+                )
+            files.write_file(work / PLAN, lambda file: file.write(_encode(plan)))
         if MANIFEST not in begun:
             for number in range(chunks):
                 _chunk(_chunk_file(work, number), compute, number)
@@ -119,7 +122,7 @@ def open_arrays(path: pathlib.Path) -> tuple[dict[str, Any], Arrays]:
     for name, about in manifest["arrays"].items():
         file = path / f"{name}.npy"
         try:
-            if sha256(file) != about["sha256"]:
+            if files.sha256(file) != about["sha256"]:
                 raise ValueError("its checksum differs")
             arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
         except DAMAGE as error:
@@ -127,40 +130,6 @@ def open_arrays(path: pathlib.Path) -> tuple[dict[str, Any], Arrays]:
                 f"{file} is damaged ({error}); delete {path} to compute it anew"
             ) from error
     return manifest, arrays
-
-
-def replace(path: pathlib.Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file so that it is there whole or not at all, whatever happens."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    _files.sync(path.parent)
-
-
-def sha256(path: pathlib.Path) -> str:
-    """The checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _alone(work: pathlib.Path) -> Iterator[None]:
-    """One process at a time; the system takes the lock back when it dies."""
-    if os.name != "posix":  # a directory cannot be opened there
-        yield
-        return
-    handle = os.open(work, os.O_RDONLY)
-    try:
-        if not _files.lock(handle):
-            raise ValueError(
-                f"another process is filling {work}; wait for it, or name another path"
-            )
-        yield
-    finally:
-        os.close(handle)
 
 
 def _encode(values: Mapping[str, Any]) -> bytes:
@@ -176,16 +145,6 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
-def same(path: pathlib.Path, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-    """What is stored at `path` is what is asked for, entry by entry."""
-    for name, wanted in plan.items():
-        if found.get(name) != wanted:
-            raise ValueError(
-                f"{path} belongs to another run: its {name} is {found.get(name)!r}, "
-                f"here it is {wanted!r}; name another path, or delete it"
-            )
-
-
 def _chunk_file(work: pathlib.Path, number: int) -> pathlib.Path:
     return work / f"chunk-{number:06d}.npz"
 
@@ -199,7 +158,7 @@ def _chunk(file: pathlib.Path, compute: Callable[[int], Arrays], number: int) ->
             return
     arrays = compute(number)
     # The ignored type: for all mypy knows, an array may be called "allow_pickle".
-    replace(file, lambda f: np.savez(f, **arrays))  # type: ignore[arg-type]
+    files.write_file(file, lambda f: np.savez(f, **arrays))  # type: ignore[arg-type]
 
 
 def _seal(
@@ -216,11 +175,11 @@ def _seal(
         about[name] = {
             "shape": list(array.shape),
             "dtype": array.dtype.str,
-            "sha256": sha256(work / f"{name}.npy"),
+            "sha256": files.sha256(work / f"{name}.npy"),
         }
     manifest = {**plan, "format": FORMAT, "arrays": about}
     manifest["checksum"] = _checksum(manifest)
-    replace(work / MANIFEST, lambda file: file.write(_encode(manifest)))
+    files.write_file(work / MANIFEST, lambda file: file.write(_encode(manifest)))
 
 
 def _join(work: pathlib.Path, name: str, chunks: int) -> None:
@@ -245,15 +204,16 @@ def _join(work: pathlib.Path, name: str, chunks: int) -> None:
         for part in parts():
             file.write(np.ascontiguousarray(part).data)
 
-    replace(work / f"{name}.npy", write)
+    files.write_file(work / f"{name}.npy", write)
 
 
 def _publish(work: pathlib.Path, path: pathlib.Path) -> None:
     """Clears what only the filling needed, and gives the folder its name."""
-    for file in [*work.glob("chunk-*.npz"), *work.glob(".*.unfinished"), work / PLAN]:
+    files.clean(work)
+    for file in [*work.glob("chunk-*.npz"), work / PLAN]:
         file.unlink(missing_ok=True)
     os.rename(work, path)
-    _files.sync(path.parent)
+    files.sync(path.parent)
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

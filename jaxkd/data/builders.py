@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.data import _temporary as temporary
+from jaxkd import store
 from jaxkd.data.archives import Splits
 from jaxkd.data.specs import Source
 
@@ -91,7 +91,7 @@ def prepare(source: Source, splits: Splits, data_dir: pathlib.Path) -> pathlib.P
 
     target = folder(data_dir, source.name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.directory(target.parent, ".preparing-") as work:
+    with store.workspace(target) as work:
         builder = _builder_class(source, splits)(
             data_dir=str(work), file_format=tfds.core.FileFormat.ARRAY_RECORD
         )

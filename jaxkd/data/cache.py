@@ -4,14 +4,13 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxkd import store
 from jaxkd.data.dataset import Dataset, check, digest
 
 FORMAT = 1
@@ -38,61 +37,43 @@ def folder(data_dir: pathlib.Path, name: str, split: str) -> pathlib.Path:
 def write(
     where: pathlib.Path, dataset: Dataset, *, official_splits: Sequence[str]
 ) -> None:
-    """Writes a split under a temporary name, then renames the whole folder.
+    """Write a split as one directory of `store.write_dir`.
 
     The official splits are written beside it, so that a cached data set can say which
-    it has without what it was prepared with.
-
-    A crash leaves a folder whose name starts with a dot, which nothing reads. Of two
-    processes that write the same at once, the second finds a whole split and leaves it.
+    it has without what it was prepared with. Of two processes that write the same at
+    once, the second finds a whole split and leaves it.
     """
     check(dataset)
-    where.parent.mkdir(parents=True, exist_ok=True)
-    work = pathlib.Path(tempfile.mkdtemp(dir=where.parent, prefix=f".{where.name}-"))
-    try:
-        arrays = {}
-        for name in ARRAYS:
-            array = getattr(dataset, name)
-            np.save(work / f"{name}.npy", array)
-            arrays[name] = {"shape": list(array.shape), "digest": digest(array)}
-        record = {
-            "format": FORMAT,
-            "name": dataset.name,
-            "split": dataset.split,
-            "classes": list(dataset.classes),
-            "official_splits": list(official_splits),
-            "arrays": arrays,
-        }
-        (work / RECORD).write_text(json.dumps(record, indent=1))
-        if not _holds(where, arrays):
-            _put(work, where)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    arrays = {name: np.asarray(getattr(dataset, name)) for name in ARRAYS}
+    record = {
+        "format": FORMAT,
+        "name": dataset.name,
+        "split": dataset.split,
+        "classes": list(dataset.classes),
+        "official_splits": list(official_splits),
+        "arrays": {
+            name: {"shape": list(array.shape), "digest": digest(array)}
+            for name, array in arrays.items()
+        },
+    }
+    if _holds(where, record):
+        return
+
+    def fill(folder: pathlib.Path) -> None:
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+        (folder / RECORD).write_text(json.dumps(record, indent=1))
+
+    store.write_dir(where, fill)
 
 
-def _holds(where: pathlib.Path, arrays: dict[str, dict[str, Any]]) -> bool:
-    """Whether these very arrays are there, undamaged."""
+def _holds(where: pathlib.Path, record: dict[str, Any]) -> bool:
+    """Whether this very split is there, undamaged."""
     try:
         _read(where)
-        return json.loads((where / RECORD).read_text())["arrays"] == arrays
+        return json.loads((where / RECORD).read_text())["arrays"] == record["arrays"]
     except DAMAGE:
         return False
-
-
-def _put(work: pathlib.Path, where: pathlib.Path) -> None:
-    """Moves a complete folder into place, moving a previous one out of the way."""
-    for _ in range(10):
-        if where.exists():
-            old = tempfile.mkdtemp(dir=where.parent, prefix=".old-")
-            with contextlib.suppress(OSError):  # another process was quicker
-                os.rename(where, os.path.join(old, "split"))
-            shutil.rmtree(old, ignore_errors=True)
-        try:
-            os.rename(work, where)
-            return
-        except OSError:
-            continue
-    raise OSError(f"cannot put a decoded split at {where}: it keeps reappearing")
 
 
 def official_splits(data_dir: pathlib.Path, name: str) -> list[str] | None:
@@ -109,6 +90,7 @@ def read(where: pathlib.Path) -> Dataset | None:
     Warns:
       UserWarning: if something is there that is truncated or altered, saying what.
     """
+    store.recover(where)
     if not (where / RECORD).exists():
         return None
     try:

@@ -7,7 +7,8 @@ import sys
 import urllib.error
 import urllib.request
 
-from jaxkd.data import _temporary as temporary, archives
+from jaxkd import store
+from jaxkd.data import archives
 from jaxkd.data.specs import Archive, Source
 
 TIMEOUT = 20.0  # seconds without a byte
@@ -38,7 +39,7 @@ def fetch(source: Source, folder: pathlib.Path, *, timeout: float = TIMEOUT) -> 
 def _fetch(archive: Archive, folder: pathlib.Path, timeout: float) -> None:
     target = folder / archive.file
     print(f"jaxkd: downloading {archive.url} to {target}", file=sys.stderr)
-    with temporary.directory(folder, ".download-") as work:
+    with store.workspace(folder / archive.file) as work:
         arriving = work / archive.file
         try:
             _transfer(archive.url, arriving, timeout)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxkd import _check, _files
+from jaxkd import _check, store
 from jaxkd.compress.quantize import Quantization
 from jaxkd.export import _latency, census, files, network, program
 from jaxkd.export.judge import Limits, Verdict, batched, judge, reference
@@ -210,7 +210,7 @@ def write(
             one = asked.inputs[: batch or 1]
             times.extend(_latency.medians([lambda: batched(run, batch)(one)]))
 
-    _files.write(path, content.blob, check)
+    store.write_file(path, content.blob, check)
     return Report(
         str(path),
         format,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from small_archives import make_idx, make_pickled
 
-from jaxkd import data
+from jaxkd import data, store
 from jaxkd.data import archives, builders, cache, catalogue, sources, specs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -191,8 +191,8 @@ def test_two_processes_that_prepare_at_once_both_succeed(tmp_path):
 
 KILLED = """
 import pathlib, sys, time
-from jaxkd.data import _temporary
-with _temporary.directory(pathlib.Path(sys.argv[1]), sys.argv[2]) as work:
+from jaxkd import store
+with store.workspace(pathlib.Path(sys.argv[1])) as work:
     (work / "large").write_text("half of a data set")
     print(work.name, flush=True)
     time.sleep(100)
@@ -201,16 +201,16 @@ with _temporary.directory(pathlib.Path(sys.argv[1]), sys.argv[2]) as work:
 
 @pytest.fixture
 def temporary(tmp_path):
-    """Start a process that is at work in `folder`, in a directory of that prefix."""
+    """Start a process that is at work on a path."""
     processes = []
 
-    def start(folder, prefix):
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-c", KILLED, str(folder), prefix]
+    def start(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", KILLED, str(path)]
         processes.append(
             subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         )
-        return processes[-1], folder / processes[-1].stdout.readline().strip()
+        return processes[-1], path.parent / processes[-1].stdout.readline().strip()
 
     yield start
     for process in processes:
@@ -223,8 +223,8 @@ def test_what_a_killed_preparation_left_is_removed_by_the_next(
     made_idx, tmp_path, temporary
 ):
     folder = tmp_path / "data" / "tfds" / "tiny"
-    killed, left = temporary(folder, ".preparing-")
-    _, at_work = temporary(folder, ".preparing-")
+    killed, left = temporary(folder / "1.0.0")
+    _, at_work = temporary(folder / "1.0.0")
     killed.kill()
     killed.wait()
     assert left.is_dir() and at_work.is_dir()
@@ -241,11 +241,12 @@ def test_what_a_killed_download_left_is_removed_by_the_next(
         shutil.copy(made_idx.folder / target.name, target)
 
     monkeypatch.setattr(sources.download, "_transfer", transfer)
-    killed, left = temporary(tmp_path, ".download-")
+    (file,) = (archive.file for archive in made_idx.source.editions[0].archives[:1])
+    killed, left = temporary(tmp_path / file)
     killed.kill()
     killed.wait()
     sources.download.fetch(made_idx.source, tmp_path)
-    assert not left.exists() and not [*tmp_path.glob(".download-*")]
+    assert not left.exists() and not [*tmp_path.glob(f"{store.PREFIX}*")]
 
 
 def python(code, *arguments):

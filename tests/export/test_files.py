@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxkd import _files, data, export
+from jaxkd import data, export, store
 from jaxkd.compress import quantize
 from jaxkd.data import augment
 from jaxkd.export import _onnx, _stablehlo, _tflite, files
@@ -149,14 +149,14 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path, format):
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "a.onnx"
-    _files.write(path, b"before")
+    store.write_file(path, b"before")
 
     def fails(*_):
         raise OSError("full")
 
-    monkeypatch.setattr(_files.os, "fsync", fails)
+    monkeypatch.setattr(store.os, "fsync", fails)
     with pytest.raises(OSError, match="full"):
-        _files.write(path, b"after")
+        store.write_file(path, b"after")
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
@@ -421,9 +421,9 @@ def test_what_cannot_be_compared_is_not_written(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from jaxkd import _files
+from jaxkd import store
 path = sys.argv[1]
-_files.write(path, b"new", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+store.write_file(path, b"new", lambda _: os.kill(os.getpid(), signal.SIGKILL))
 """
 
 
@@ -432,11 +432,11 @@ def test_what_a_killed_process_left_goes_with_the_next_file(tmp_path):
     ran = subprocess.run([sys.executable, "-c", KILLED, str(path)])
     assert ran.returncode == -9
     (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".a.tflite.") and left.name.endswith(_files.PARTIAL)
+    assert left.name.startswith(f"{store.PREFIX}a.tflite-")
     own = tmp_path / ".a.tflite.notes"
     own.write_text("of the user")
     # What another process is still writing stays.
-    inside = lambda alive: _files.write(tmp_path / "b", b"two")
-    _files.write(path, b"one", inside)
+    inside = lambda alive: store.write_file(tmp_path / "b", b"two")
+    store.write_file(path, b"one", inside)
     assert {p.name for p in tmp_path.iterdir()} == {"a.tflite", "b", own.name}
     assert path.read_bytes() == b"one"

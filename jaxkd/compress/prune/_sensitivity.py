@@ -1,6 +1,5 @@
 """Sensitivity pruning: each group loses what costs the same predicted loss."""
 
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxkd import _files
+from jaxkd import store
 from jaxkd.compress.prune._threshold import by_threshold
 from jaxkd.compress.prune.choose import lowest
 from jaxkd.compress.prune.metric import Metric, digest
@@ -219,9 +218,9 @@ def _read(
     """What a file holds; nothing if there is none."""
     if path is None or not path.exists():
         return None, {}
+    content = store.read_json(path, "delete it, or name another file")
     try:
-        content = json.loads(path.read_text())
-        version, before = content["sensitivity"], content["settings"]
+        version, before = content["sensitivity"], dict(content["settings"])
         points = {
             name: {int(kept): float(value) for kept, value in each.items()}
             for name, each in content["points"].items()
@@ -229,15 +228,8 @@ def _read(
         whole = float(content["whole"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a file of sensitivities: {error!r}") from error
-    now = json.loads(json.dumps(dict(settings)))
-    differing = [
-        f"{key} was {before.get(key)}, is {now.get(key)}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    if version != VERSION or differing:
-        reason = "; ".join(differing) or f"version {version}, expected {VERSION}"
-        raise ValueError(f"{path} is of something else: {reason}")
+    wanted = store.identity(version=VERSION, **settings)
+    store.require_same(path, {"version": version, **before}, wanted)
     return whole, points
 
 
@@ -253,4 +245,4 @@ def _write(
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"sensitivity": VERSION, "settings": dict(settings)}
     content |= {"whole": whole, "points": points}
-    _files.write(path, json.dumps(content, indent=1).encode())
+    store.write_json(path, content)

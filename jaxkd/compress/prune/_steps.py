@@ -1,6 +1,5 @@
 """Pruning in steps, with fine-tuning after each."""
 
-import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxkd import _check, checkpoint
+from jaxkd import _check, checkpoint, store
 from jaxkd.compress.prune.analysis import analyse_net
 from jaxkd.compress.prune.metric import digest
 from jaxkd.compress.prune.plan import Plan
@@ -139,13 +138,9 @@ def _folder(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "steps.json"
     if not file.exists():
-        _replace(file, identity)
-    before = json.loads(file.read_text())
-    for key, value in identity.items():
-        if before.get(key) != value:
-            raise ValueError(
-                f"{folder} is of other steps: {key} was {before.get(key)}, is {value}"
-            )
+        store.write_json(file, identity)
+    before = store.read_json(file, "delete it, or name another directory")
+    store.require_same(folder, before, identity)
     return folder
 
 
@@ -153,7 +148,7 @@ def _save(folder: pathlib.Path, k: int, variables: Variables, spent: float) -> N
     params, state = variables
     checkpoint.save(folder / f"step_{k}", {"params": params, "state": state})
     # Last: without it the step does not count as done.
-    _replace(folder / f"step_{k}.json", {"cost": spent})
+    store.write_json(folder / f"step_{k}.json", {"cost": spent})
 
 
 def _load(folder: pathlib.Path, k: int) -> tuple[Variables, float] | None:
@@ -161,11 +156,5 @@ def _load(folder: pathlib.Path, k: int) -> tuple[Variables, float] | None:
     if not done.exists():
         return None
     saved = checkpoint.load(folder / f"step_{k}")
-    spent = json.loads(done.read_text())["cost"]
+    spent = store.read_json(done, f"delete it to do step {k} again")["cost"]
     return (saved["params"], saved["state"]), spent
-
-
-def _replace(path: pathlib.Path, content: Any) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content))
-    os.replace(beside, path)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jaxkd import _files
+from jaxkd import store
 
 Line = dict[str, Any]
 VERSION = 1
@@ -43,20 +43,12 @@ def read(path: str | os.PathLike) -> tuple[Line | None, list[Line]]:
 
 def _parse(path: pathlib.Path) -> tuple[list[Line], int]:
     """The complete lines, and how many bytes they are."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    lines: list[Line] = []
-    for number, text in enumerate(content[:end].splitlines(), start=1):
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is damaged: {error}") from error
-        wanted = "journal" if number == 1 else "tokens"
-        if not isinstance(line, dict) or wanted not in line:
+    lines, end = store.read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        if ("journal" if number == 1 else "tokens") not in line:
             raise ValueError(
-                f"{path}, line {number} is not of a journal: {text[:80]!r}"
+                f"{path}, line {number} is not of a journal: {str(line)[:80]}"
             )
-        lines.append(line)
     return lines, end
 
 
@@ -82,9 +74,7 @@ def opened(
         return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Appending mode creates what is missing, and never cuts what somebody else wrote.
-    with path.open("ab") as file:
-        _lock(file, path)
+    with store.lock(path):  # which makes the file
         lines, end = _parse(path)
         start = json.dumps(first).encode() + b"\n"
         torn = path.read_bytes()[end:]
@@ -92,32 +82,11 @@ def opened(
             raise ValueError(f"{path} is not a journal, it begins with {torn[:40]!r}")
         if lines:
             _same(lines[0], first, path)
-        file.truncate(end)
-
-        def append(line: Line) -> None:
-            write(file, line)
-
+        os.truncate(path, end)
         if not lines:
-            append(first)
-            _files.sync(path.parent)
-        yield lines[1:], append
-
-
-def write(file: Any, line: Line) -> None:
-    """Adds a line; it is on the disk afterwards."""
-    file.write(json.dumps(line, default=_plain).encode() + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _plain(value: Any) -> Any:
-    """What JSON does not know: arrays as lists, the rest in words; nothing is lost."""
-    return value.tolist() if hasattr(value, "tolist") else repr(value)
-
-
-def _lock(file: Any, path: pathlib.Path) -> None:
-    if not _files.lock(file):
-        raise ValueError(f"{path} is being written by another process")
+            store.append_line(path, first)
+            store.sync(path.parent)
+        yield lines[1:], lambda line: store.append_line(path, line)
 
 
 def _same(found: Line, wanted: Line, path: pathlib.Path) -> None:
@@ -125,18 +94,11 @@ def _same(found: Line, wanted: Line, path: pathlib.Path) -> None:
         raise ValueError(
             f"{path} is of version {found.get('journal')}, expected {VERSION}"
         )
-    if found["sha256"] == wanted["sha256"]:
+    if found.get("sha256") == wanted["sha256"]:
         return
-    before, now = found["settings"], wanted["settings"]
-    missing = object()
-    differing = [
-        f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}"
-        for key in sorted({*before, *now})
-        if before.get(key, missing) != now.get(key, missing)
-    ]
-    raise ValueError(f"{path} is of another search: {'; '.join(differing)}")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    before, now = found.get("settings"), wanted["settings"]
+    differ = store.differences(before if isinstance(before, dict) else {}, now)
+    raise ValueError(
+        f"{path} is of another search: {differ}; delete it to search anew, or name "
+        "another file"
+    )

@@ -1,6 +1,5 @@
 """Latency from a look-up table: single blocks are measured, and their times added."""
 
-import json
 import os
 import pathlib
 import time
@@ -11,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import _check
-from jaxkd.compress.search import _journal as journals
+from jaxkd import _check, store
 from jaxkd.compress.search._blocks import Block, taken_apart
 from jaxkd.compress.search._controller import Tokens
 from jaxkd.compress.search._limit import Measure
@@ -160,12 +158,9 @@ def _stored(file: str | os.PathLike | None) -> dict[str, float]:
     if file is None or not pathlib.Path(file).exists():
         return {}
     path = pathlib.Path(file)
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
     try:
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows, end = store.read_lines(path)
+        os.truncate(path, end)
         return {row["block"]: float(row["ms"]) for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no table of latencies: {error!r}") from error
@@ -176,5 +171,4 @@ def _store(file: str | os.PathLike | None, key: str, ms: float) -> None:
         return
     path = pathlib.Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as out:
-        journals.write(out, {"block": key, "ms": ms})
+    store.append_line(path, {"block": key, "ms": ms})

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd import _files, distill
+from jaxkd import distill, store
 from jaxkd.compress import prune
 from jaxkd.compress.prune.metric import part
 from jaxkd.pipeline import memory
@@ -22,7 +22,7 @@ def run(stage: Prune, job: Job) -> Made:
     held, world = job.models[stage.model], job.world
     net, variables = held.net, (held.params, held.state)
     plan, target = _plan(stage, held, job)
-    _files.write(job.folder / "groups.txt", f"{plan.listing()}\n".encode())
+    store.write_file(job.folder / "groups.txt", f"{plan.listing()}\n".encode())
     dropped = _chosen(stage, job, plan, target, held)
     x = world.plain(job.stage_key, {"image": world.resident["image"][:8]})["image"]
     prune.check_net(net, plan, *variables, dropped, x)

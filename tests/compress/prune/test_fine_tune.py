@@ -143,7 +143,7 @@ def test_steps_that_were_cut_short_go_on(tmp_path):
     found = steps(fine_tune, directory=tmp_path)
     assert len(calls) == 3 and found.costs == expected.costs
     jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
-    with pytest.raises(ValueError, match="is of other steps: target was"):
+    with pytest.raises(ValueError, match="belongs to another run: target was"):
         steps(fine_tune, directory=tmp_path, fraction=0.5)
 
 

@@ -16,7 +16,7 @@ def half():
     return prune.target(small.plan(), "macs", fraction=0.5)
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

@@ -133,14 +133,14 @@ def test_a_file_of_something_else_is_refused_with_the_reason(tmp_path):
         plan, scores, target, metric, ratios=RATIOS, file=file
     )
     go(scores, metric)
-    with pytest.raises(ValueError, match="of something else: scores was"):
+    with pytest.raises(ValueError, match="belongs to another run: scores was"):
         go(scores + 1, metric)
-    with pytest.raises(ValueError, match="metric was sum, is other"):
+    with pytest.raises(ValueError, match='metric was "sum", is "other"'):
         go(scores, prune.Metric(metric.of, {"metric": "other"}))
     content = json.loads(file.read_text())
     content["settings"]["plan"] = "another"
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="plan was another, is "):
+    with pytest.raises(ValueError, match='plan was "another", is '):
         go(scores, metric)
     file.write_text("{}")
     with pytest.raises(ValueError, match="not a file of sensitivities"):

@@ -135,7 +135,7 @@ def test_two_searches_do_not_write_one_journal(tmp_path):
     how = {"budget": 2, "journal": path}
 
     def evaluate(tokens):
-        with pytest.raises(ValueError, match="being written by another process"):
+        with pytest.raises(ValueError, match="another process is working in"):
             search.run(CONTROLLERS["random"], TABLE.reward, **how)
         return 0.0
 
