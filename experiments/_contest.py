@@ -1,21 +1,60 @@
 """Methods against each other: one teacher, one budget, the same seeds for all."""
 
+import ast
+import functools
+import importlib
 import json
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from experiments import _methods as methods, _outcome as outcome, _protocol as protocol
+from experiments import _outcome as outcome, _protocol as protocol
 from experiments._pair import refusing
-from jaxkd import checkpoint, cost, distill, log, report, train
+from jaxkd import checkpoint, cost, log, recipes, report, train
 from jaxkd.models import Net
 from jaxkd.schemes import staged
+from jaxkd.types import Batch
 
 Result = dict[str, Any]
+
+
+class Contestant(NamedTuple):
+    """A recipe, and its options where they are not the published ones."""
+
+    method: recipes.Method
+    options: dict[str, Any]
+
+    @property
+    def about(self) -> str:
+        """What the method is, in a line."""
+        given = ", ".join(f"{k}={v}" for k, v in self.options.items())
+        return recipes.summary(self.method) + (f" ({given})" if given else "")
+
+
+def contestant(key: str) -> Contestant:
+    """Read "dkd", "dkd:beta=2.0" or a function of one's own, "module:function".
+
+    Raises:
+      ValueError: if there is no such recipe or function.
+    """
+    name, _, rest = key.partition(":")
+    if key == "none":
+        return Contestant(recipes.labels, {})
+    if name in recipes.names() or not rest:
+        pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+        try:
+            options = {k: ast.literal_eval(v) for k, _, v in pairs}
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(f"options must be NAME=VALUE, got {rest!r}") from error
+        return Contestant(recipes.get(name), options)
+    try:
+        return Contestant(getattr(importlib.import_module(name), rest), {})
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"no method {key!r}: {error}") from error
 
 
 def contest(name: str, config: Any, contestants: tuple[str, ...]) -> list[Result]:
@@ -28,32 +67,49 @@ def contest(name: str, config: Any, contestants: tuple[str, ...]) -> list[Result
       name: of the experiment.
       config: has `teacher`, `student`, `dataset`, `archives`, `data_dir`,
         `evaluate_on`, `seeds`, `out`, `resume` and the method `protocols`.
-      contestants: names of methods; "none" is added, the student alone.
+      contestants: names of recipes, with options after a colon; "none" is added, the
+        student alone.
 
     Returns:
       For each method its accuracies and what it cost, in the order of the table.
     """
     with refusing("no method"):
-        chosen = {key: methods.method(key) for key in dict.fromkeys(contestants)}
-    chosen = {"none": methods.none, **chosen}
+        chosen = {key: contestant(key) for key in ("none", *contestants)}
     of_student, of_teacher = config.protocols()
     world = protocol.world(config, of_student.train_images)
     whole = protocol.world(config, of_teacher.train_images)
     student = protocol.network(config.student, world.train.num_classes)
     teacher = protocol.network(config.teacher, world.train.num_classes)
+    examples = len(world.train.images)
+    batch = train.example(world.resident, world.test_view, min(256, examples))
+    budget = _budget(of_student, config.student, examples)
+
+    def make(entry: Contestant, variables: Any) -> recipes.Recipe:
+        return recipes.build(
+            entry.method,
+            student,
+            (teacher, variables),
+            batch,
+            dataset=world.train,
+            budget=budget,
+            **entry.options,
+        )
+
+    few = jax.tree.map(lambda a: a[:2], batch)
+    shapes = jax.eval_shape(teacher.init, jax.random.key(0), few["image"])
     with refusing("cannot train"):
-        for method in chosen.values():
-            _rehearse(_pair(student, teacher, None, world, of_student, config), method)
+        for entry in chosen.values():
+            _rehearse(functools.partial(make, entry), shapes, few)
     directory, write = opened(name, config)
     _, variables, taught = protocol.trained_teacher(
         config.teacher, whole, of_teacher, out=config.out, seed=0, write=write
     )
     results = directory / "results.jsonl"
     found = finished(results)
-    pair = _pair(student, teacher, variables, world, of_student, config)
     done = {result["method"] for result in found}
     for key in [key for key in chosen if key not in done]:
-        run = _run(key, chosen[key], pair, world, of_student, config, write, directory)
+        recipe, about = make(chosen[key], variables), chosen[key].about
+        run = _run(key, recipe, about, world, of_student, config, write, directory)
         found.append(run)
         with results.open("a") as file:
             file.write(json.dumps(run) + "\n")
@@ -93,57 +149,45 @@ def finished(results: pathlib.Path) -> list[Result]:
     return [json.loads(line) for line in whole]
 
 
-def _pair(
-    student: Net,
-    teacher: Net,
-    variables: Any,
-    world: protocol.World,
-    budget: protocol.Protocol,
-    config: Any,
-) -> methods.Pair:
-    """What a method sees; without variables, only the shapes of the teacher's."""
-    examples = len(world.train.images)
-    images = train.example(world.resident, world.test_view, min(256, examples))["image"]
-    if variables is None:
-        variables = jax.eval_shape(teacher.init, jax.random.key(0), images)
-    rate = protocol.rate(budget, config.student)
-    return methods.Pair(
-        student,
-        teacher,
-        variables,
-        images,
-        world.train,
-        budget.epochs,
-        examples // budget.batch_size,
-        lambda epochs: protocol.optimiser(budget, rate, epochs, examples),
+def _budget(budget: protocol.Protocol, student: str, examples: int) -> recipes.Budget:
+    """The protocol's lengths and rates for these networks and data."""
+    return recipes.Budget(
+        epochs=budget.epochs,
+        steps_per_epoch=examples // budget.batch_size,
+        learning_rate=protocol.rate(budget, student),
+        drops=budget.milestones,
+        decay=budget.decay,
+        momentum=budget.momentum,
+        weight_decay=budget.weight_decay,
     )
 
 
-def _rehearse(pair: methods.Pair, method: methods.Method) -> None:
-    """Makes every stage's state, as shapes, before a teacher is trained."""
-    batch = {
-        "image": pair.images[:2],
-        "label": jnp.asarray(pair.train.labels[:2]),
-        "index": jnp.asarray(pair.train.index[:2]),
-    }
+def _rehearse(
+    make: Callable[[Any], recipes.Recipe], variables: Any, batch: Batch
+) -> None:
+    """Makes every stage's state, as shapes, before a teacher is trained.
+
+    Raises:
+      ValueError: if the recipe does not fit, or is one of several networks.
+    """
 
     def start(variables: Any) -> Any:
-        plan = method(pair._replace(teacher_variables=variables))
+        recipe = make(variables)
+        if recipe.scheme != "staged":
+            raise ValueError(f"this recipe is run by jaxkd.schemes.{recipe.scheme}")
         before = None
-        for stage in plan.stages:
-            d = staged.stage_distiller(
-                stage, plan.net, distill.frozen(pair.teacher), before
-            )
-            before = d.init(jax.random.key(0), variables, batch)
+        for stage in recipe.stages:
+            d = staged.stage_distiller(stage, recipe.net, recipe.teacher, before)
+            before = d.init(jax.random.key(0), recipe.teacher_variables, batch)
         return before
 
-    jax.eval_shape(start, pair.teacher_variables)
+    jax.eval_shape(start, variables)
 
 
 def _run(
     key: str,
-    method: methods.Method,
-    pair: methods.Pair,
+    recipe: recipes.Recipe,
+    about: str,
     world: protocol.World,
     budget: protocol.Protocol,
     config: Any,
@@ -151,26 +195,26 @@ def _run(
     directory: pathlib.Path,
 ) -> Result:
     """Trains the student of every seed by one method."""
-    plan = method(pair)
     run = protocol.learn(
         key,
         world,
-        plan.net,
-        plan.stages,
+        recipe.net,
+        recipe.stages,
         protocol=budget,
         seeds=range(config.seeds),
         write=write,
-        teacher=distill.nobody if key == "none" else distill.frozen(pair.teacher),
-        teacher_variables=None if key == "none" else pair.teacher_variables,
+        teacher=recipe.teacher,
+        teacher_variables=recipe.teacher_variables,
         every_epoch=config.every_epoch,
     )
     params, state = run.variables
     folder = directory / protocol.folder_name(key)
     checkpoint.save(folder, {"params": params, "state": state})
-    images = budget.epochs * len(world.train.images) * config.seeds
+    epochs = sum(stage.epochs for stage in recipe.stages)
+    images = epochs * len(world.train.images) * config.seeds
     return {
         "method": key,
-        "about": (method.__doc__ or key).strip().splitlines()[0],
+        "about": about,
         "accuracy": (100 * run.accuracy).round(4).tolist(),
         "nll": run.nll.round(5).tolist(),
         "minutes": round(run.minutes, 2),

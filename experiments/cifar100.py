@@ -10,9 +10,10 @@ trained together; `--preset short` is for a CPU.
     python -m experiments.cifar100 --teacher resnet56 --student resnet20 --method kd
     python -m experiments.cifar100 --method mymodule:myfunction --preset short
 
-Methods are listed in experiments/_methods.py; "mymodule:myfunction" is one of yours, of
-the same type. Needs CIFAR-100's official archive. Hyper-parameters are to be chosen
-with `--evaluate-on validation`. Measured results are in experiments/README.md.
+Methods are the names of `jaxkd.recipes`, with options after a colon ("dkd:beta=2.0");
+"mymodule:myfunction" is one of yours, of the same type. Needs CIFAR-100's official
+archive. Hyper-parameters are to be chosen with `--evaluate-on validation`. Measured
+results are in experiments/README.md.
 """
 
 import dataclasses

@@ -2,7 +2,8 @@
 
 By default what a CPU can do: a resnet20 that has seen all of CIFAR-100 teaches a
 resnet8 on a fifth of it. With `--preset full` the protocol is `experiments.cifar100`'s.
-No method's weight was tuned here: they are the published ones, for 240 epochs.
+No method's weight was tuned here: they are the published ones of `jaxkd.recipes`, for
+240 epochs. First stages come on top of the budget, an eighth of it.
 
     python -m experiments.features
     python -m experiments.features --preset full --teacher resnet56 --student resnet20

@@ -5,13 +5,11 @@ import json
 import os
 import pathlib
 
-import jax
 import numpy as np
-import optax
 import pytest
 
-from experiments import _contest, _methods, _protocol, cifar100, features
-from jaxkd import data, models
+from experiments import _contest, _protocol, cifar100, features
+from jaxkd import recipes
 
 ARCHIVES = os.environ.get("JAXKD_ARCHIVES")
 needs_archives = pytest.mark.skipif(
@@ -36,46 +34,6 @@ TINY = features.Config(
     batch_size=32,
     every_epoch=True,
 )
-
-
-def pair_of(student, teacher, size=32):
-    images = jax.ShapeDtypeStruct((2, size, size, 3), np.float32)
-    nets = [models.ZOO[name](classes=100) for name in (student, teacher)]
-    few = data.load("digits", "train")
-    few = data.subset(few, 64, seed=0)
-    return _methods.Pair(
-        *nets,
-        jax.eval_shape(nets[1].init, jax.random.key(0), images),
-        np.zeros((2, size, size, 3), np.float32),
-        few,
-        240,
-        100,
-        lambda epochs: optax.sgd(0.05),
-    )
-
-
-@pytest.mark.parametrize("name", _methods.METHODS)
-def test_every_method_fits_a_pair_of_unlike_networks(name):
-    # Traced only: nothing is compiled. The widths differ, and so does the depth.
-    _contest._rehearse(pair_of("resnet8", "wrn_16_2"), _methods.METHODS[name])
-
-
-@pytest.mark.parametrize(
-    "pair", [("mobilenet_v2", "vgg8"), ("shufflenet_v1", "resnet8x4")]
-)
-def test_stages_are_matched_by_the_size_of_their_maps(pair):
-    alike = _methods.stages_alike(pair_of(*pair))
-    student, teacher = _methods._outputs(pair_of(*pair))
-    assert alike
-    for name, other in alike.items():
-        assert student.taps[name].shape[1:3] == teacher.taps[other].shape[1:3]
-
-
-def test_budgets_of_stages_add_up():
-    for name, method in _methods.METHODS.items():
-        if name != "ofd":  # which looks at the teacher's features, and needs variables
-            plan = method(pair_of("resnet8", "resnet8"))
-            assert sum(stage.epochs for stage in plan.stages) == 240, name
 
 
 @pytest.mark.slow
@@ -113,8 +71,11 @@ def test_a_contest_leaves_its_table_and_goes_on_after_the_last_whole_result(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"methods": ("kdd",)}, "no method 'kdd'; there are none, kd, dkd"),
+        ({"methods": ("kdd",)}, "no recipe 'kdd'; there are labels.*mean kd"),
         ({"methods": ("no.such:thing",)}, "no method 'no.such:thing'"),
+        ({"methods": ("dkd:betta=2",)}, "dkd has no option 'betta'.*mean beta"),
+        ({"methods": ("cc",)}, "cc has no published weight"),
+        ({"methods": ("mutual",)}, "run by jaxkd.schemes.mutual"),
         ({"student": "resnet9"}, "no network 'resnet9'; there are"),
     ],
 )
@@ -124,8 +85,10 @@ def test_what_is_not_there_is_refused_at_once(tmp_path, wrong, message):
         features.main(config)
 
 
-def test_a_method_of_ones_own():
-    assert _methods.method("experiments._methods:kd") is _methods.kd
+def test_a_method_may_have_options_or_be_one_of_ones_own():
+    assert _contest.contestant("dkd:beta=2.0") == (recipes.dkd, {"beta": 2.0})
+    assert _contest.contestant("none") == (recipes.labels, {})
+    assert _contest.contestant("jaxkd.recipes:kd").method is recipes.kd
 
 
 def test_the_full_protocol_is_the_published_one():
