@@ -80,6 +80,33 @@ def labels(labels: ArrayLike, batch: tuple[int, ...], name: str = "labels") -> N
         raise ValueError(f"{name} must have shape {batch}, got {jnp.shape(labels)}")
 
 
+def classes(name: str, labels: Any, count: int, where: ArrayLike | None = None) -> None:
+    """Every used label is a class, 0 to `count` - 1, or -1 for none; while concrete.
+
+    Args:
+      name: of the argument.
+      labels: `[*batch, ...]`; anything but integers is left to `labels`.
+      count: how many classes there are.
+      where: boolean `[*batch]`: the examples whose labels are used, or None for all.
+    """
+    found = _concrete(labels)
+    if found is None or not np.issubdtype(found.dtype, np.integer):
+        return
+    wrong = (found < -1) | (found >= count)
+    if where is not None:
+        if isinstance(where, jax.core.Tracer):
+            return
+        used = np.asarray(where)
+        if used.dtype != bool or used.shape != found.shape[: used.ndim]:
+            return  # `mask` refuses it
+        wrong &= np.expand_dims(used, tuple(range(used.ndim, found.ndim)))
+    if wrong.any():
+        raise ValueError(
+            f"{name} must be classes from 0 to {count - 1}, or -1 for an example "
+            f"without one, got {found[wrong].flat[0]}; exclude examples by where="
+        )
+
+
 def mask(name: str, mask: ArrayLike | None, shape: tuple[int, ...]) -> None:
     """`mask` is None, or boolean of exactly this shape."""
     if mask is None:

@@ -3,6 +3,14 @@
 Every loss is a pure function `loss(student_*, teacher_*, [labels], *, knobs)` of shape
 `[*batch]`; the mean over the batch is the number a paper reports. None of them reduces,
 weighs or stops a gradient. `where=` leaves examples out, `class_mask=` classes.
+
+A label of -1 marks an example without one: every loss of labels gives it loss 0 and no
+gradient. Any other label that is no class (1-based labels, 255 or -100 as "ignore") is
+a ValueError in an eager call; where labels are traced, and cannot be looked at, it
+counts as -1. Exclude examples by `where=`.
+
+A class whose logit is -inf does not exist for that network. Where a network has no
+class left to compare (all masked or -inf), what is compared is 0, with gradient 0.
 """
 
 from jaxkd.losses._ab import ab
@@ -11,6 +19,7 @@ from jaxkd.losses._binary_kd import binary_kd
 from jaxkd.losses._cc import cc
 from jaxkd.losses._cosine import cosine
 from jaxkd.losses._crd import crd
+from jaxkd.losses._cross_entropy import cross_entropy
 from jaxkd.losses._cwd import cwd
 from jaxkd.losses._dist import dist
 from jaxkd.losses._dkd import dkd
@@ -57,6 +66,7 @@ __all__ = [
     "cc",
     "cosine",
     "crd",
+    "cross_entropy",
     "cwd",
     "dist",
     "dkd",

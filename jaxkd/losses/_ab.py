@@ -27,6 +27,7 @@ def ab(
 
     Only the sign of t counts: the student learns which neurons fire, not how strongly.
     The paper sums over units; the mean does not depend on the size of the map.
+    RepDistiller takes 3/1000 of the sum, see `terms.ab`.
 
     Args:
       student_features: the student's features before the activation function, after the

@@ -52,8 +52,8 @@ def at(
       are not negative) or sqrt(2) ("paper").
 
     Raises:
-      ValueError: if the batches or the numbers of spatial axes differ, or a knob is out
-        of its range.
+      ValueError: if the batches, the numbers of spatial axes or the lengths of token
+        sequences differ, or a knob is out of its range.
 
     Example:
       The student looks at the first of two positions, the teacher at the second.

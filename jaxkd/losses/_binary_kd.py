@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxkd import _check
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import live, only, without
+from jaxkd.losses._math import count, live, only, without
 
 
 @compiled(temperature=_check.positive)
@@ -35,8 +35,8 @@ def binary_kd(
       student_logits: log-odds of each class.
       teacher_logits: the same of the teacher; gradients flow to it too.
       temperature: T > 0; larger is softer.
-      class_mask: true for the classes that exist, broadcastable to the logits; the
-        others get probability 0, as do logits of -inf.
+      class_mask: true for the classes that exist, broadcastable to the logits. The
+        others are left out, as are those with a logit of -inf in either network.
       where: true for the examples to use; the others get loss 0 and no gradient.
 
     Returns:
@@ -72,6 +72,6 @@ def binary_kd(
     t, s = answer * t, answer * s
     log_p, log_q = jax.nn.log_sigmoid(t), jax.nn.log_sigmoid(s)
     kl = log_p - log_q + jnp.exp(log_p - t) * (s - t)
-    classes = jnp.maximum(jnp.sum(alive, axis=-1), 1)
+    classes = count(alive, kl, axis=-1)
     total = jnp.sum(jnp.where(alive, kl, 0), axis=-1)
     return only(where, temperature**2 * total / classes)

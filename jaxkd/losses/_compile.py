@@ -8,7 +8,11 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 
+from jaxkd import _check
 from jaxkd._check import Range
+
+# Arguments that hold classes of the logits, which are the first argument.
+OF_CLASSES = {"labels", "teacher_top_indices"}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,8 +35,8 @@ def compiled(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a loss run compiled when it is called eagerly, and inline when traced.
 
-    Knobs are checked here, before tracing, because inside `jit` their values are not
-    known; a knob that the caller traces himself passes unchecked. Knobs are arguments
+    Knobs and labels are checked here, before tracing, because inside `jit` their values
+    are not known; what the caller traces himself passes unchecked. Knobs are arguments
     of the compiled program, so that another temperature does not compile again.
 
     Args:
@@ -42,11 +46,13 @@ def compiled(
     """
 
     def decorate(loss: Callable[P, R]) -> Callable[P, R]:
+        parameters = inspect.signature(loss).parameters
         defaults = {
             name: parameter.default
-            for name, parameter in inspect.signature(loss).parameters.items()
+            for name, parameter in parameters.items()
             if parameter.default is not parameter.empty
         }
+        logits, of_classes = next(iter(parameters)), OF_CLASSES & parameters.keys()
         program = jax.jit(loss, static_argnames=static, inline=True)
 
         @functools.wraps(loss)
@@ -54,6 +60,10 @@ def compiled(
             knobs = {**defaults, **kwargs}
             for name, check in ranges.items():
                 check(name, knobs[name])
+            given = {**dict(zip(parameters, args, strict=False)), **knobs}
+            for name in of_classes & given.keys():
+                *_, count = 1, *jnp.shape(given.get(logits))
+                _check.classes(name, given[name], count, given["where"])
             for name in knobs.keys() - set(static):
                 knobs[name] = jax.tree.map(_widen, knobs[name])
             return program(*map(_widen, args), **knobs)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxkd import _check
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import flat, live, only, safe_sqrt, softmax, without
+from jaxkd.losses._math import count, flat, live, only, safe_sqrt, softmax, without
 
 
 @compiled(
@@ -81,7 +81,7 @@ def dist(
     inter = 1 - correlation(p, q, mask, axis=1)
     classes = jnp.any(mask, axis=0)
     r = jnp.where(classes, correlation(p, q, mask, axis=0), 0)
-    intra = 1 - jnp.sum(r) / jnp.maximum(jnp.sum(classes), 1)
+    intra = 1 - jnp.sum(r) / count(classes, r)
     loss = temperature**2 * (beta * inter + gamma * intra)
     return only(where, jnp.where(jnp.any(mask, axis=1), loss, 0).reshape(batch))
 
@@ -105,5 +105,5 @@ def centre(
     """Subtracts the mean along an axis, exactly 0 where x is constant."""
     one = jnp.max(x, axis=axis, keepdims=True, where=mask, initial=0)
     x = jnp.where(mask, x - jax.lax.stop_gradient(one), 0)
-    count = jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1)
-    return jnp.where(mask, x - jnp.sum(x, axis=axis, keepdims=True) / count, 0)
+    mean = jnp.sum(x, axis=axis, keepdims=True) / count(mask, x, axis, keepdims=True)
+    return jnp.where(mask, x - mean, 0)

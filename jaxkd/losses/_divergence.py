@@ -6,6 +6,9 @@ D(p, q) with respect to the logits is known, one array for each argument, and it
 not cancel where p is close to q. So each divergence here gives its value and these
 coefficients, and `_with_differential` makes a function of the logits of it, that can be
 differentiated forwards, backwards, and again.
+
+Where either network has no class left (all masked, or logits of -inf) a divergence and
+its gradients are 0.
 """
 
 import math
@@ -19,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxkd.losses._chunks import in_chunks
-from jaxkd.losses._math import log_softmax, only, scaled, without
+from jaxkd.losses._math import lowest, normalize, only, scaled, without
 
 
 def _with_differential(divergence: Callable[..., tuple[Any, ...]]) -> Callable:
@@ -73,10 +76,15 @@ def _wanted(
     def pieces(p_logits, q_logits, own_mask, where):
         mask = class_mask if own_mask is None else own_mask
         p_logits, q_logits = without(where, p_logits, q_logits)
-        log_p = log_softmax(p_logits, mask, temperature=temperature)
-        log_q = log_softmax(q_logits, mask, temperature=temperature)
+        log_p, p_exists = normalize(p_logits, mask, temperature=temperature)
+        log_q, q_exists = normalize(q_logits, mask, temperature=temperature)
         out = divergence(log_p, log_q, *weights)
-        return [y if want else None for y, want in zip(out, wanted, strict=False)]
+        # A network without a class left has nothing to be compared.
+        compared = p_exists & q_exists
+        return [
+            without(compared, y)[0] if want else None
+            for y, want in zip(out, wanted, strict=False)
+        ]
 
     own_mask = None
     if class_mask is not None and class_mask.ndim > 1:
@@ -87,16 +95,18 @@ def _wanted(
 def _kl(log_p, log_q):
     p, ratio = jnp.exp(log_p), log_p - log_q
     kl = jnp.sum(p * ratio, axis=-1)
-    return kl, p * (ratio - kl[..., None]), jnp.exp(log_q) - p
+    return kl, p * (ratio - kl[..., None]), _difference(log_q, p)
+
+
+def _difference(log_q, p):
+    """Q - p, the derivative of KL(p, q) by q's logits; 0 for a logit of -inf."""
+    return jnp.where(log_q <= lowest(log_q.dtype) / 2, 0, jnp.exp(log_q) - p)
 
 
 def _cross_entropy(log_p, log_q):
     p = jnp.exp(log_p)
-    q = jnp.exp(log_q)
-    # The derivative of 0 * -1e38 overflows before it meets the 0.
-    log_q = jnp.where(p > 0, log_q, 0)
     entropy = -jnp.sum(p * log_q, axis=-1)
-    return entropy, p * (-log_q - entropy[..., None]), q - p
+    return entropy, p * (-log_q - entropy[..., None]), _difference(log_q, p)
 
 
 def _jensen_shannon(log_p, log_q, beta):

@@ -1,5 +1,6 @@
 """Decoupled knowledge distillation (Zhao et al., 2022)."""
 
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -9,10 +10,12 @@ from jaxkd.losses._compile import compiled
 from jaxkd.losses._math import (
     binary_kl,
     label_and_rest,
+    labelled,
     log_softmax,
     narrowed,
     one_hot,
     only,
+    some,
     without,
 )
 
@@ -47,7 +50,8 @@ def dkd(
     Args:
       student_logits: unnormalised log-probabilities.
       teacher_logits: the same of the teacher; gradients flow to it too.
-      labels: the true class of each example.
+      labels: the true class of each example; -1 for an example without one, which
+        gets loss 0 and no gradient.
       alpha: weight of the label's share, >= 0.
       beta: weight of the other classes' share, >= 0. The authors take 0.5 to 8,
         more for a more confident teacher.
@@ -60,7 +64,8 @@ def dkd(
       The loss of each example, in nats times T squared.
 
     Raises:
-      ValueError: if the shapes differ, or an argument is out of its range.
+      ValueError: if the shapes differ, a label is not a class, or an argument is out
+        of its range.
 
     Example:
       With two classes and alpha = 1 it is `kd`.
@@ -80,11 +85,15 @@ def dkd(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
     _check.labels(labels, student_logits.shape[:-1])
+    where = labelled(labels, student_logits.shape[-1], where)
     student_logits, teacher_logits = without(where, student_logits, teacher_logits)
     target = one_hot(labels, student_logits.shape[-1])
     log_p = log_softmax(teacher_logits, class_mask, temperature=temperature)
     log_q = log_softmax(student_logits, class_mask, temperature=temperature)
     tckd = binary_kl(*label_and_rest(log_p, target), *label_and_rest(log_q, target))
+    tckd = jnp.where(
+        some(student_logits, class_mask) & some(teacher_logits, class_mask), tckd, 0
+    )
     others = narrowed(class_mask, ~target)
     nckd = _divergence.kl(teacher_logits, student_logits, temperature, others)
     return only(where, temperature**2 * (alpha * tckd + beta * nckd))

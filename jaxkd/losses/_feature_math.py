@@ -39,6 +39,23 @@ def _same(what: str, axis: int, arrays: dict[str, ArrayLike]) -> None:
         raise ValueError(f"{what} must be equal, got {got}")
 
 
+def same_length(*shapes: tuple[int, ...]) -> None:
+    """Refuse token sequences `[batch, tokens, dim]` of different lengths.
+
+    A sequence is not a map: resized or averaged as a line of pixels, its class tokens
+    and its rows of patches would mix.
+    """
+    sequences = [shape for shape in shapes if len(shape) == 3]
+    if len({tokens for _, tokens, _ in sequences}) > 1:
+        got = " and ".join(map(str, sequences))
+        raise ValueError(
+            "token sequences [batch, tokens, dim] must have equal lengths, because "
+            f"they cannot be resized like maps, got {got}; compare taps with equal "
+            "numbers of tokens, or drop the class tokens and reshape the patches to "
+            "maps [batch, height, width, dim]"
+        )
+
+
 def flat_space(
     features: Float[Array, "batch *space channels"],
 ) -> Float[Array, "batch positions channels"]:
@@ -123,10 +140,16 @@ def _pool_axis(x: Array, axis: int, cells: int) -> Array:
 
 
 def to_smaller(*maps: Float[Array, "batch ..."]) -> tuple[Array, ...]:
-    """Pools maps `[batch, *space, channels]` to the least size along each axis."""
+    """Pool maps `[batch, *space, channels]` to the least size along each axis.
+
+    Raises:
+      ValueError: if their numbers of axes differ, or they are token sequences of
+        different lengths.
+    """
     if len({m.ndim for m in maps}) > 1:
         shapes = " and ".join(str(m.shape) for m in maps)
         raise ValueError(f"maps must have equally many spatial axes, got {shapes}")
+    same_length(*(m.shape for m in maps))
     space = tuple(
         min(sizes) for sizes in zip(*(m.shape[1:-1] for m in maps), strict=True)
     )

@@ -35,7 +35,7 @@ def fsp(
 
     1/N makes G independent of the size of the map, so the two networks may have maps of
     different sizes. Within a network the larger of the two maps is averaged down to the
-    smaller (the paper takes the maximum).
+    smaller, as in RepDistiller (the paper takes the maximum).
 
     Args:
       student_first: the map at the start of the student's block.
@@ -49,8 +49,8 @@ def fsp(
       The loss of each example, in features to the fourth power.
 
     Raises:
-      ValueError: if the batches, or the numbers of channels of student and teacher,
-        differ.
+      ValueError: if the batches, or the student's and the teacher's numbers of channels
+        or lengths of token sequences, differ.
 
     Example:
       G_s = 2 * 3 and G_t = 1 * 4.
@@ -76,6 +76,8 @@ def fsp(
     )
     fm.same_channels(student_first=student_first, teacher_first=teacher_first)
     fm.same_channels(student_second=student_second, teacher_second=teacher_second)
+    fm.same_length(student_first.shape, teacher_first.shape)
+    fm.same_length(student_second.shape, teacher_second.shape)
     student_first, student_second, teacher_first, teacher_second = without(
         where, student_first, student_second, teacher_first, teacher_second
     )

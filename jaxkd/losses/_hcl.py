@@ -46,8 +46,8 @@ def hcl(
       The loss of each example for this pair of maps, in squared units of the features.
 
     Raises:
-      ValueError: if the batches, the numbers of channels or of spatial axes differ, or
-        `levels` is not a tuple of integers >= 1.
+      ValueError: if the batches, the numbers of channels or of spatial axes, or the
+        lengths of token sequences differ, or `levels` is not a tuple of integers >= 1.
 
     Example:
       The difference is (2, 0), its average 1: (1 * 2 + 1/2 * 1) / (1 + 1/2).

@@ -30,9 +30,10 @@ def ickd(
 
         loss = ||G_s - G_t||_F**2 / C
 
-    The norm makes the size of the map and the scale of the features immaterial. It is
-    the released program's; that divides the sum over the batch by its size twice, so
-    divide the mean of this by the batch size once more to use a weight from there.
+    The norm makes the size of the map and the scale of the features immaterial. The
+    mean over the batch is the loss of the authors' program for CIFAR-100
+    (ADLab-AutoDrive/ICKD, `distiller_zoo/ICKD.py`). torchdistill's port divides by the
+    batch size once more: a weight from there is to be divided by it.
 
     Args:
       student_features: the student's map, with the teacher's number of channels.
@@ -43,7 +44,8 @@ def ickd(
       The loss of each example, a pure number from 0 to 4.
 
     Raises:
-      ValueError: if the batches or the numbers of channels differ.
+      ValueError: if the batches, the numbers of channels or the lengths of token
+        sequences differ.
 
     Example:
       One channel each, however different, has correlation 1 with itself.
@@ -65,6 +67,7 @@ def ickd(
     fm.same_channels(
         student_features=student_features, teacher_features=teacher_features
     )
+    fm.same_length(student_features.shape, teacher_features.shape)
     student_features, teacher_features = without(
         where, student_features, teacher_features
     )

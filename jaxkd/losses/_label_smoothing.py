@@ -6,7 +6,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd import _check
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import live, log_softmax, one_hot, only, pick, without
+from jaxkd.losses._math import (
+    count,
+    labelled,
+    live,
+    log_softmax,
+    one_hot,
+    only,
+    pick,
+    without,
+)
 
 
 @compiled(epsilon=_check.closed_unit)
@@ -29,7 +38,8 @@ def label_smoothing(
 
     Args:
       student_logits: unnormalised log-probabilities.
-      labels: the true class of each example.
+      labels: the true class of each example; -1 for an example without one, which
+        gets loss 0 and no gradient.
       epsilon: share of the uniform distribution, in [0, 1]; 0 is cross-entropy.
       class_mask: true for the classes that exist, broadcastable to the logits; the
         others get probability 0, as do logits of -inf.
@@ -39,7 +49,8 @@ def label_smoothing(
       The loss of each example, in nats.
 
     Raises:
-      ValueError: if the shapes differ, or an argument is out of its range.
+      ValueError: if the shapes differ, a label is not a class, or an argument is out
+        of its range.
 
     Example:
       A student that says (1/2, 1/2) pays log 2 whatever the target.
@@ -55,10 +66,11 @@ def label_smoothing(
     """
     _check.logits(class_mask, where, student_logits=student_logits)
     _check.labels(labels, student_logits.shape[:-1])
+    where = labelled(labels, student_logits.shape[-1], where)
     (student_logits,) = without(where, student_logits)
     log_q = log_softmax(student_logits, class_mask)
     alive = live(student_logits, class_mask)
-    classes = jnp.maximum(jnp.sum(alive, axis=-1), 1)
+    classes = count(alive, log_q, axis=-1)
     of_label = -pick(one_hot(labels, log_q.shape[-1]), log_q)
     of_all = -jnp.sum(jnp.where(alive, log_q, 0), axis=-1) / classes
     loss = (1 - epsilon) * of_label + epsilon * of_all

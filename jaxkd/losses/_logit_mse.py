@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxkd import _check
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import live, only, without
+from jaxkd.losses._math import count, live, only, without
 
 
 @compiled()
@@ -61,5 +61,5 @@ def logit_mse(
     difference = jnp.where(alive, student_logits, 0) - jnp.where(
         alive, teacher_logits, 0
     )
-    classes = jnp.maximum(jnp.sum(alive, axis=-1), 1)
+    classes = count(alive, difference, axis=-1)
     return only(where, jnp.sum(difference**2, axis=-1) / classes)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import live, only, safe_sqrt, without
+from jaxkd.losses._math import count, live, only, safe_sqrt, without
 
 
 @compiled(temperature=_check.positive)
@@ -81,8 +81,8 @@ def standardise(
     # else depends on it, and so neither does the gradient.
     top = jnp.max(z, axis=-1, keepdims=True, where=alive, initial=-jnp.inf)
     z = jnp.where(alive, z - jax.lax.stop_gradient(top), 0)
-    classes = jnp.sum(alive, axis=-1, keepdims=True)
-    z = z - jnp.sum(z, axis=-1, keepdims=True) / jnp.maximum(classes, 1)
+    classes = count(alive, z, axis=-1, keepdims=True)
+    z = z - jnp.sum(z, axis=-1, keepdims=True) / classes
     square = jnp.sum(jnp.where(alive, z, 0) ** 2, axis=-1, keepdims=True)
     deviation = safe_sqrt(square / jnp.maximum(classes - 1, 1))
     return jnp.where(alive, z / (deviation + 1e-7), -jnp.inf)

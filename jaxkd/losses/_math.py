@@ -21,6 +21,26 @@ def without(where: Array | None, *arrays: Array) -> tuple[Array, ...]:
     )
 
 
+def labelled(
+    labels: Int[Array, "*batch"], classes: int, where: Bool[Array, "*batch"] | None
+) -> Bool[Array, "*batch"]:
+    """Return which examples a loss of labels uses: those whose label is a class.
+
+    A label of -1 marks an example without one. Any other label outside [0, classes) is
+    refused while labels are concrete (`_check.classes`); traced, it counts as -1. Every
+    loss of labels excludes such examples as `where` does: loss 0 and no gradient.
+    """
+    wide = _at_least_int32(labels)
+    known = (wide >= 0) & (wide < classes)
+    return known if where is None else known & where
+
+
+def _at_least_int32(integers: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """uint8 labels may be compared with more than 256 classes."""
+    integers = jnp.asarray(integers)
+    return integers if integers.dtype.itemsize >= 4 else integers.astype(jnp.int32)
+
+
 def only(where: Array | None, loss: ArrayLike) -> Array:
     """Sets the loss `[*batch]` of excluded examples to 0."""
     loss = jnp.asarray(loss)
@@ -56,13 +76,23 @@ def some(
     return jnp.any(live(logits, class_mask), axis=-1)
 
 
-def lowest(dtype: jnp.dtype) -> float:
-    """The logarithm of probability 0, about -1e38 for float32, in place of -inf.
+def count(
+    mask: Bool[Array, "..."],
+    like: Float[Array, "..."],
+    axis: int | None = None,
+    keepdims: bool = False,
+) -> Float[Array, "..."]:
+    """How many are true, as a number of `like`'s type to divide by: at least 1."""
+    return jnp.maximum(jnp.sum(mask, axis, like.dtype, keepdims=keepdims), 1)
 
-    A quarter of the range, so that the difference of two of these is still finite, and
-    p * log p is 0 for p = 0, not NaN.
+
+def lowest(dtype: jnp.dtype) -> float:
+    """The logarithm of probability 0, about -1e29 for float32, in place of -inf.
+
+    p * log p is 0 for p = 0, not NaN, and where a network excludes what the other one
+    expects, the loss is large but finite, also times the square of a temperature.
     """
-    return float(jnp.finfo(dtype).min) / 4
+    return -(float(jnp.finfo(dtype).max) ** 0.75)
 
 
 def scaled(
@@ -91,10 +121,22 @@ def log_softmax(
     log-probability of about `lowest`, and its logit no gradient. A row without classes
     is uniform, so that two of them are equal.
     """
+    return normalize(logits, class_mask, temperature=temperature)[0]
+
+
+def normalize(
+    logits: Float[Array, "*batch classes"],
+    class_mask: Bool[Array, "..."] | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> tuple[Float[Array, "*batch classes"], Bool[Array, "*batch"]]:
+    """`log_softmax`, and whether each row has any class left."""
     z, alive = scaled(logits, class_mask, temperature)
     z = jnp.where(alive, z, lowest(z.dtype))
-    # Half again as fast on CPU as jax.nn.log_softmax, which keeps another array.
-    return z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
+    total = jax.nn.logsumexp(z, axis=-1, keepdims=True)
+    # Half again as fast on CPU as jax.nn.log_softmax, which keeps another array. The
+    # negation, because a logit of NaN is a class.
+    return z - total, ~(total[..., 0] <= lowest(z.dtype) / 2)
 
 
 def softmax(
@@ -108,6 +150,15 @@ def softmax(
     return jnp.where(live(logits, class_mask), jnp.exp(log_p), 0)
 
 
+def raise_probabilities(
+    logits: Float[Array, "*batch classes"], gamma: ArrayLike
+) -> Float[Array, "*batch classes"]:
+    """Gamma * logits; a logit of -inf stays one, and leaves `gamma` its derivative."""
+    alive = logits != -jnp.inf
+    gamma = jnp.asarray(gamma, logits.dtype)
+    return jnp.where(alive, gamma * jnp.where(alive, logits, 0), -jnp.inf)
+
+
 def log_total(log_p: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     """The logarithm of the sum of probabilities, no lower than `lowest`."""
     return jnp.maximum(jax.nn.logsumexp(log_p, axis=-1), lowest(log_p.dtype))
@@ -115,10 +166,9 @@ def log_total(log_p: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
 
 def one_hot(labels: Int[Array, "*batch"], classes: int) -> Bool[Array, "*batch k"]:
     """True at the label. A comparison: the gradient of a gather would be a scatter."""
-    # int32, because uint8 labels may be compared with more than 256 classes.
-    wide = jnp.asarray(labels).astype(jnp.int32)[..., None]
+    wide = _at_least_int32(labels)[..., None]
     shape = (*wide.shape[:-1], classes)
-    return wide == jax.lax.broadcasted_iota(jnp.int32, shape, wide.ndim - 1)
+    return wide == jax.lax.broadcasted_iota(wide.dtype, shape, wide.ndim - 1)
 
 
 def pick(

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxkd import _check
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import flat, live, only, softmax, without
+from jaxkd.losses._math import count, flat, live, only, softmax, without
 
 
 @compiled(temperature=_check.positive)
@@ -69,6 +69,6 @@ def mlkd_class(
     kept, p, q, mask = flat(where, p, q, mask)
     p, q = jnp.where(kept, p, 0), jnp.where(kept, q, 0)
     difference = p.T @ p - q.T @ q
-    classes = jnp.maximum(jnp.sum(jnp.any(mask & kept, axis=0)), 1)
+    classes = count(jnp.any(mask & kept, axis=0), difference)
     loss = jnp.broadcast_to(jnp.sum(difference**2) / classes, kept.shape[0])
     return only(where, jnp.where(jnp.any(mask, axis=1), loss, 0).reshape(batch))

@@ -1,6 +1,5 @@
 """Normalised knowledge distillation (Yang et al., 2023)."""
 
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -9,12 +8,12 @@ from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
 from jaxkd.losses._math import (
     cross_entropy,
+    labelled,
     narrowed,
     one_hot,
     only,
     pick,
     softmax,
-    some,
     without,
 )
 
@@ -44,7 +43,8 @@ def nkd(
     Args:
       student_logits: unnormalised log-probabilities.
       teacher_logits: the same of the teacher; gradients flow to it too.
-      labels: the true class of each example.
+      labels: the true class of each example; -1 for an example without one, which
+        gets loss 0 and no gradient.
       gamma: weight of the other classes, >= 0.
       temperature: T > 0; larger is softer.
       class_mask: true for the classes that exist, broadcastable to the logits; the
@@ -55,7 +55,8 @@ def nkd(
       The loss of each example, in nats (the second term times T squared).
 
     Raises:
-      ValueError: if the shapes differ, or an argument is out of its range.
+      ValueError: if the shapes differ, a label is not a class, or an argument is out
+        of its range.
 
     Example:
       With two classes only the label's term is left: 3/4 * log 2.
@@ -76,6 +77,7 @@ def nkd(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
     _check.labels(labels, student_logits.shape[:-1])
+    where = labelled(labels, student_logits.shape[-1], where)
     student_logits, teacher_logits = without(where, student_logits, teacher_logits)
     target = one_hot(labels, student_logits.shape[-1])
     p_label = pick(target, softmax(teacher_logits, class_mask))
@@ -84,5 +86,4 @@ def nkd(
     of_others = _divergence.cross_entropy(
         teacher_logits, student_logits, temperature, others
     )
-    of_others = jnp.where(some(student_logits, others), of_others, 0)
     return only(where, of_label + gamma * temperature**2 * of_others)

@@ -44,7 +44,8 @@ def nst(
       cancel).
 
     Raises:
-      ValueError: if the batches or the numbers of spatial axes differ.
+      ValueError: if the batches, the numbers of spatial axes or the lengths of token
+        sequences differ.
 
     Example:
       Two orthogonal patterns: 1 + 1 - 2 * 0.

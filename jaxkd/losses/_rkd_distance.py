@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxkd.losses import _feature_math as fm
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import only, safe_sqrt, without
+from jaxkd.losses._math import count, only, safe_sqrt, without
 
 # Up to this many numbers B * B * D, squared distances are sums of squared differences.
 EXACT = 2**24
@@ -51,7 +51,7 @@ def _distances(
     if where is not None:
         square = jnp.where(where[:, None] & where[None], square, 0)
     distance = safe_sqrt(square)
-    mean = jnp.sum(distance) / jnp.maximum(jnp.sum(square > 0), 1)
+    mean = jnp.sum(distance) / count(square > 0, distance)
     return distance / jnp.where(mean > 0, mean, 1)
 
 

@@ -10,6 +10,7 @@ from jaxkd.losses._compile import compiled
 from jaxkd.losses._math import (
     binary_kl,
     label_and_rest,
+    labelled,
     log_softmax,
     narrowed,
     one_hot,
@@ -45,13 +46,15 @@ def rld(
 
     The teacher's confidence is taught on the label, whichever class it was about; the
     label and all classes that the teacher prefers to it are left out of the relations
-    taught. Where no class is left, MCD is 0. T**2 keeps the gradient's size about
+    taught. Where either network has no class left
+    there, MCD is 0. T**2 keeps the gradient's size about
     independent of `temperature`.
 
     Args:
       student_logits: unnormalised log-probabilities.
       teacher_logits: the same of the teacher; gradients flow to it too.
-      labels: the true class of each example.
+      labels: the true class of each example; -1 for an example without one, which
+        gets loss 0 and no gradient.
       alpha: weight of the confidence, >= 0.
       beta: weight of the relations, >= 0.
       temperature: T > 0; larger is softer.
@@ -63,7 +66,8 @@ def rld(
       The loss of each example, in nats times T squared.
 
     Raises:
-      ValueError: if the shapes differ, or an argument is out of its range.
+      ValueError: if the shapes differ, a label is not a class, or an argument is out
+        of its range.
 
     Example:
       The teacher prefers the wrong class with 3/4: the label is taught that confidence,
@@ -84,13 +88,16 @@ def rld(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
     _check.labels(labels, student_logits.shape[:-1])
+    where = labelled(labels, student_logits.shape[-1], where)
     student_logits, teacher_logits = without(where, student_logits, teacher_logits)
     target = one_hot(labels, student_logits.shape[-1])
     log_p = log_softmax(teacher_logits, class_mask, temperature=temperature)
     log_q = log_softmax(student_logits, class_mask, temperature=temperature)
     decision = one_hot(jnp.argmax(log_p, axis=-1), log_p.shape[-1])
     scd = binary_kl(*label_and_rest(log_p, decision), *label_and_rest(log_q, target))
-    scd = jnp.where(some(student_logits, class_mask), scd, 0)
+    scd = jnp.where(
+        some(student_logits, class_mask) & some(teacher_logits, class_mask), scd, 0
+    )
     below = teacher_logits < pick(target, teacher_logits)[..., None]
     below = narrowed(class_mask, below)
     mcd = _divergence.kl(teacher_logits, student_logits, temperature, below)

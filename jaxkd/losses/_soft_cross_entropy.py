@@ -1,13 +1,11 @@
 """Cross-entropy with the teacher's softened probabilities as targets."""
 
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import some
 
 
 @compiled(temperature=_check.positive)
@@ -62,5 +60,4 @@ def soft_cross_entropy(
     entropy = _divergence.cross_entropy(
         teacher_logits, student_logits, temperature, class_mask, where
     )
-    entropy = jnp.where(some(student_logits, class_mask), entropy, 0)
     return entropy * temperature**2

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import live, one_hot, only, without
+from jaxkd.losses._math import count, labelled, live, one_hot, only, without
 
 
 @compiled(confidence=_check.open_unit, temperature=_check.positive)
@@ -35,7 +35,8 @@ def teacher_free(
 
     Args:
       student_logits: unnormalised log-probabilities.
-      labels: the true class of each example.
+      labels: the true class of each example; -1 for an example without one, which
+        gets loss 0 and no gradient.
       confidence: c, the virtual teacher's probability of the label, in (0, 1).
       temperature: T > 0; larger is softer.
       class_mask: true for the classes that exist, broadcastable to the logits; the
@@ -46,7 +47,8 @@ def teacher_free(
       The loss of each example, in nats.
 
     Raises:
-      ValueError: if the shapes differ, or an argument is out of its range.
+      ValueError: if the shapes differ, a label is not a class, or an argument is out
+        of its range.
 
     Example:
       The virtual teacher says (3/4, 1/4), the student (1/2, 1/2).
@@ -64,11 +66,12 @@ def teacher_free(
     """
     _check.logits(class_mask, where, student_logits=student_logits)
     _check.labels(labels, student_logits.shape[:-1])
+    where = labelled(labels, student_logits.shape[-1], where)
     (student_logits,) = without(where, student_logits)
     alive = live(student_logits, class_mask)
-    others = jnp.maximum(jnp.sum(alive, axis=-1, keepdims=True) - 1, 1)
-    confidence = jnp.asarray(confidence, student_logits.dtype)
     target = one_hot(labels, student_logits.shape[-1])
+    others = count(alive & ~target, student_logits, axis=-1, keepdims=True)
+    confidence = jnp.asarray(confidence, student_logits.dtype)
     log_teacher = jnp.where(
         target, jnp.log(confidence), jnp.log1p(-confidence) - jnp.log(others)
     ).astype(student_logits.dtype)

@@ -36,7 +36,8 @@ def topk_kd(
     Args:
       student_logits: unnormalised log-probabilities, of all classes.
       teacher_top_logits: the teacher's kept logits, not divided by T, in any order.
-      teacher_top_indices: their classes; no class twice.
+      teacher_top_indices: their classes, none twice; one of -1 is no class, and its
+        probability falls to the rest.
       teacher_logsumexp: log sum_j exp(z_j / T) over all the teacher's logits, or all
         that `class_mask` leaves, at the same T as `temperature`.
       temperature: T > 0; larger is softer.
@@ -72,21 +73,26 @@ def topk_kd(
     student_logits, top, total = without(
         where, student_logits, teacher_top_logits, teacher_logsumexp
     )
-    index, alive = teacher_top_indices, live(student_logits, class_mask)
+    classes, alive = student_logits.shape[-1], live(student_logits, class_mask)
     log_q = log_softmax(student_logits, class_mask, temperature=temperature)
+    is_class = (teacher_top_indices >= 0) & (teacher_top_indices < classes)
+    index = jnp.where(is_class, teacher_top_indices, 0)
     log_q_kept = jnp.take_along_axis(log_q, index, axis=-1)
-    kept = (top != -jnp.inf) & jnp.take_along_axis(alive, index, axis=-1)
+    kept = is_class & (top != -jnp.inf) & jnp.take_along_axis(alive, index, axis=-1)
+    taught = total != -jnp.inf  # the teacher has a class
+    total = jnp.where(taught, total, 0)
     log_p = jnp.where(kept, top, 0) / temperature - total[..., None]
     p = jnp.where(kept, jnp.exp(log_p), 0)
     of_kept = jnp.sum(p * jnp.where(kept, log_p - log_q_kept, 0), axis=-1)
-    rest = jnp.put_along_axis(alive, index, False, axis=-1, inplace=False)
+    index = jnp.where(is_class, teacher_top_indices, classes)  # past the end: dropped
+    rest = jnp.put_along_axis(alive, index, False, axis=-1, inplace=False, mode="drop")
     log_q_rest = log_total(jnp.where(rest, log_q, lowest(log_q.dtype)))
     # Rounding leaves a p_rest of about 1e-7 where no class is left that could have it.
     p_rest = jnp.where(jnp.any(rest, axis=-1), 1 - jnp.sum(p, axis=-1), 0)
     some_rest = p_rest > 0
     log_p_rest = jnp.log(jnp.where(some_rest, p_rest, 1))
     of_rest = jnp.where(some_rest, p_rest * (log_p_rest - log_q_rest), 0)
-    loss = jnp.where(jnp.any(alive, axis=-1), of_kept + of_rest, 0)
+    loss = jnp.where(taught & jnp.any(alive, axis=-1), of_kept + of_rest, 0)
     return only(where, temperature**2 * loss)
 
 

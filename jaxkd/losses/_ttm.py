@@ -1,13 +1,12 @@
 """Transformed teacher matching (Zheng & Yang, 2024)."""
 
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import only, without
+from jaxkd.losses._math import only, raise_probabilities, without
 
 
 @compiled(gamma=_check.positive)
@@ -59,6 +58,6 @@ def ttm(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
     student_logits, teacher_logits = without(where, student_logits, teacher_logits)
-    gamma = jnp.asarray(gamma, teacher_logits.dtype)
-    kl = _divergence.kl(gamma * teacher_logits, student_logits, 1.0, class_mask)
+    powers = raise_probabilities(teacher_logits, gamma)
+    kl = _divergence.kl(powers, student_logits, 1.0, class_mask)
     return only(where, kl)

@@ -57,8 +57,8 @@ def wasserstein_features(
       The loss of each example, in squared units of the features.
 
     Raises:
-      ValueError: if the batches or the numbers of channels differ, or a knob is out of
-        its range.
+      ValueError: if the batches, the numbers of channels or the lengths of token
+        sequences differ, or a knob is out of its range.
 
     Example:
       Means 2 and 1, and no deviations.
@@ -79,6 +79,7 @@ def wasserstein_features(
     fm.same_channels(
         student_features=student_features, teacher_features=teacher_features
     )
+    fm.same_length(student_features.shape, teacher_features.shape)
     student_features, teacher_features = without(
         where, student_features, teacher_features
     )

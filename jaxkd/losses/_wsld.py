@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import cross_entropy, one_hot, only, some, without
+from jaxkd.losses._math import cross_entropy, labelled, one_hot, only, without
 
 
 @compiled(temperature=_check.positive)
@@ -27,16 +27,18 @@ def wsld(
     cross-entropy of a network with the label at temperature 1::
 
         loss = -w * T**2 * sum_k p_k * log q_k
-        w = 1 - exp(-CE(student) / CE(teacher))
+        w = 1 - exp(-CE(student) / (CE(teacher) + 1e-7))
 
     The weight is part of the definition as a constant: no gradient flows through it.
-    T**2 keeps the gradient's size about independent of `temperature`. The weight is 1
-    where the teacher is perfect and the student is not.
+    T**2 keeps the gradient's size about independent of `temperature`. The 1e-7 is in
+    the authors' program; with it the weight is 1 where the teacher is perfect and the
+    student is not.
 
     Args:
       student_logits: unnormalised log-probabilities.
       teacher_logits: the same of the teacher; gradients flow to it too.
-      labels: the true class of each example.
+      labels: the true class of each example; -1 for an example without one, which
+        gets loss 0 and no gradient.
       temperature: T > 0; larger is softer.
       class_mask: true for the classes that exist, broadcastable to the logits; the
         others get probability 0, as do logits of -inf.
@@ -46,7 +48,8 @@ def wsld(
       The loss of each example, in nats times T squared.
 
     Raises:
-      ValueError: if the shapes differ, or an argument is out of its range.
+      ValueError: if the shapes differ, a label is not a class, or an argument is out
+        of its range.
 
     Example:
       Both give the label 1/2, so w = 1 - 1/e; the soft cross-entropy is log 2.
@@ -66,14 +69,13 @@ def wsld(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
     _check.labels(labels, student_logits.shape[:-1])
+    where = labelled(labels, student_logits.shape[-1], where)
     student_logits, teacher_logits = without(where, student_logits, teacher_logits)
     target = one_hot(labels, student_logits.shape[-1])
     of_student = cross_entropy(target, student_logits, class_mask)
     of_teacher = cross_entropy(target, teacher_logits, class_mask)
-    smallest = jnp.finfo(of_teacher.dtype).tiny
-    weight = -jnp.expm1(-of_student / jnp.maximum(of_teacher, smallest))
+    weight = -jnp.expm1(-of_student / (of_teacher + 1e-7))
     soft = _divergence.cross_entropy(
         teacher_logits, student_logits, temperature, class_mask
     )
-    soft = jnp.where(some(student_logits, class_mask), soft, 0)
     return only(where, jax.lax.stop_gradient(weight) * temperature**2 * soft)

@@ -7,7 +7,14 @@ from jaxtyping import Array, Bool, Float
 from jaxkd import _check
 from jaxkd.losses import _divergence
 from jaxkd.losses._compile import compiled
-from jaxkd.losses._math import log_softmax, log_total, only, without
+from jaxkd.losses._math import (
+    live,
+    log_softmax,
+    log_total,
+    only,
+    raise_probabilities,
+    without,
+)
 
 
 @compiled(gamma=_check.positive)
@@ -60,8 +67,9 @@ def wttm(
         class_mask, where, student_logits=student_logits, teacher_logits=teacher_logits
     )
     student_logits, teacher_logits = without(where, student_logits, teacher_logits)
-    gamma = jnp.asarray(gamma, teacher_logits.dtype)
     log_t = log_softmax(teacher_logits, class_mask)
-    weight = jnp.exp(log_total(gamma * log_t))
-    kl = _divergence.kl(gamma * teacher_logits, student_logits, 1.0, class_mask)
+    log_t = jnp.where(live(teacher_logits, class_mask), log_t, -jnp.inf)
+    weight = jnp.exp(log_total(raise_probabilities(log_t, gamma)))
+    powers = raise_probabilities(teacher_logits, gamma)
+    kl = _divergence.kl(powers, student_logits, 1.0, class_mask)
     return only(where, weight * kl)

@@ -16,8 +16,13 @@ def ab(pairs: _pairs.Pairs, *, margin: float = 1.0) -> Term:
 
         loss = sum over pairs of mean_u max(margin - sign(t_u) r(s)_u, 0)**2
 
-    For a first stage: the student is trained on this term alone, weight 1, before the
-    stage that learns the labels; the connectors are left behind.
+    For a first stage: the student is trained on this term alone, before the stage that
+    learns the labels; the connectors are left behind.
+
+    RepDistiller weighs pair i of n by 2**(i - n) and takes 3/1000 of the *sum* over
+    units, where this is the mean: its loss is larger by 3/1000 * 2**(i - n) * units, 12
+    to 49 times for the stages of resnet8x4. It leaves out the connector of a pair whose
+    shapes are equal.
 
     Args:
       pairs: taps before the activation, e.g. `["stage1_pre", "stage2_pre"]`.

@@ -15,7 +15,11 @@ def resize(features: Array, space: tuple[int, ...]) -> Array:
 
     An axis that shrinks is averaged (adaptive average pooling), one that grows is
     interpolated linearly.
+
+    Raises:
+      ValueError: for token sequences `[batch, tokens, dim]`, if the length changes.
     """
+    fm.same_length(features.shape, (len(features), *space, features.shape[-1]))
     smaller = tuple(map(min, zip(features.shape[1:-1], space, strict=True)))
     features = fm.pool(features, smaller)
     if smaller == space:
@@ -35,12 +39,14 @@ class Adapter(nn.Module):
       kernel: the convolution's size along each axis.
       norm: whether a BatchNorm follows, whose statistics are always the batch's: an
         adapter has no other mode than training.
+      relu: whether a ReLU ends it, before a map is enlarged.
       use_bias: whether channels have an offset; with `norm`, it is the BatchNorm's.
     """
 
     shape: tuple[int, ...]
     kernel: int = 1
     norm: bool = False
+    relu: bool = False
     use_bias: bool = True
 
     @nn.compact
@@ -52,6 +58,7 @@ class Adapter(nn.Module):
                 "features must have the same number of axes to be adapted, got "
                 f"{x.shape} (student) and {self.shape} (teacher)"
             )
+        fm.same_length(x.shape, self.shape)
         bias = self.use_bias and not self.norm
         if not space:
             x = nn.Dense(channels, use_bias=bias, name="dense")(x)
@@ -63,6 +70,7 @@ class Adapter(nn.Module):
             x = nn.Conv(channels, (self.kernel,) * len(space), **layer)(x)
         if self.norm:
             x = nn.BatchNorm(use_running_average=False, momentum=0.9, name="norm")(x)
+        x = nn.relu(x) if self.relu else x
         return resize(x, tuple(space)) if space else x
 
 

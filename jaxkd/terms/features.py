@@ -18,21 +18,29 @@ from jaxkd.terms.adapters import Adapter, Match
 MakeAdapter = Callable[[tuple[int, ...]], Any]  # teacher's shape -> linen module
 
 
-def hint(pairs: _pairs.Pairs, *, adapter: MakeAdapter | None = Adapter) -> Term:
+REGRESSOR = functools.partial(Adapter, norm=True, relu=True)
+
+
+def hint(pairs: _pairs.Pairs, *, adapter: MakeAdapter | None = REGRESSOR) -> Term:
     """Mean squared difference of feature maps, after a regressor: `losses.hint`.
 
     With r the regressor, s and t the features of a pair::
 
         loss = sum over pairs of mean_u (r(s)_u - t_u)**2
 
-    The usual weight is 100, beside a cross-entropy of weight 1. The paper trains the
-    student up to its tap on this term alone first; the usual protocol trains all
+    The usual weight is 100, beside a cross-entropy of weight 1: RepDistiller's, whose
+    regressor is, as here, a convolution, BatchNorm and ReLU, for taps *after* the
+    teacher's ReLU. It fits unequal maps by the convolution (stride 2, or transposed, or
+    a kernel as large as the difference), where here they are resized. The paper trains
+    the student up to its tap on this term alone first; the usual protocol trains all
     together.
 
     Args:
       pairs: taps; the paper has the middle layer of each network.
       adapter: from the teacher's shape to the regressor. The default is a 1x1
-        convolution, and a resizing if the maps differ; the paper's is larger,
+        convolution with BatchNorm and ReLU, and a resizing if the maps differ. For taps
+        that may be negative (before an activation, embeddings, tokens) take
+        `adapters.Adapter`, which is linear; for the paper's larger regressor
         `functools.partial(Adapter, kernel=3)`. None compares the features as they are.
 
     Returns:
@@ -145,8 +153,9 @@ def ickd(pairs: _pairs.Pairs, *, adapt: bool = True) -> Term:
     """Squared difference of the correlations between channels, summed: `losses.ickd`.
 
     The correlation matrices have the size of the channels, so a student of another
-    width needs an adapter; maps may differ in size. For the scale of the weight see
-    `losses.ickd`: the released program divides by the batch size once more.
+    width needs an adapter; maps may differ in size. The authors' program for CIFAR-100
+    adapts always, by a 1x1 convolution and a BatchNorm; here it is a 1x1 convolution,
+    and only where the channels differ.
 
     Args:
       pairs: taps, usually the last stage.

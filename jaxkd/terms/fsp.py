@@ -24,16 +24,19 @@ def fsp(layers: Sequence[Flow] | Mapping[Flow, Flow], *, adapt: bool = True) -> 
 
         loss = sum over blocks of mean (G(r1(s1), r2(s2)) - G(t1, t2))**2
 
-    For a first stage: the usual protocol trains the student for 30 epochs on this term
-    alone, weight 50, and then on labels alone.
+    For a first stage. RepDistiller trains the student's stages for 30 epochs on this
+    term alone, at weight 1 and a constant learning rate, before the 240 epochs on
+    labels alone (its option `-b 50` is never applied to FSP). Its layers are the stem
+    and every stage, each with the next: three blocks of a CIFAR ResNet. It refuses
+    networks of different widths.
 
     Args:
       layers: the blocks, each as the two taps between which it lies, of the same names
         in both networks, e.g. `[("stem", "stage1"), ("stage1", "stage2")]`; or a
         mapping from the student's blocks to the teacher's, e.g. `{("stem", "stage1"):
         ("stem", "stage2")}`.
-      adapt: whether a 1x1 convolution is put where the channels of student and teacher
-        differ (the paper has equal ones). Maps may differ in size.
+      adapt: whether to insert a 1x1 convolution where the channels of student and
+        teacher differ (the paper has equal ones). Maps may differ in size.
 
     Returns:
       The term. Its parameters are the adapters', if any: "first" and "second" of every
@@ -47,7 +50,7 @@ def fsp(layers: Sequence[Flow] | Mapping[Flow, Flow], *, adapt: bool = True) -> 
     Example:
       >>> from jaxkd import terms
       >>> blocks = [("stem", "stage1"), ("stage1", "stage2"), ("stage2", "stage3")]
-      >>> spec = {"fsp": (50.0, terms.fsp(blocks))}
+      >>> spec = {"fsp": (1.0, terms.fsp(blocks))}
 
     References:
       Yim, Joo, Bae, Kim. `A Gift from Knowledge Distillation: Fast Optimization,
@@ -86,9 +89,7 @@ def _block(student: Flow, teacher: Flow, adapt: bool) -> Term:
         }
 
     def init(key: Array, s: Outputs, t: Outputs, batch: Batch) -> tuple[Params, State]:
-        made = ends(
-            s, t
-        )  # a tap that is not there is an error with adapters or without
+        made = ends(s, t)  # a missing tap is an error with adapters or without
         if not adapt:
             return {}, {}
         keys = jax.random.split(key, len(ENDS))

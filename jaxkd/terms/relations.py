@@ -125,8 +125,9 @@ def cc(
 ) -> Term:
     """Squared difference of Gaussian kernels between examples, summed: `losses.cc`.
 
-    The usual weight is 0.02, beside a cross-entropy of weight 1; it belongs to a
-    program that computes another loss of this name, so look for your own.
+    RepDistiller's weight of 0.02 belongs to another loss of the same name (products of
+    neighbouring examples' differences of 128-dimensional embeddings). This one has no
+    customary weight.
 
     Args:
       pairs: taps; maps are flattened.
@@ -146,7 +147,7 @@ def cc(
 
     Example:
       >>> from jaxkd import terms
-      >>> spec = {"cc": (0.02, terms.cc(dims=128))}
+      >>> spec = {"cc": (1.0, terms.cc(dims=128))}
 
     References:
       Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang. `Correlation Congruence for Knowledge

@@ -52,6 +52,7 @@ def srrl(pair: _pairs.Pairs = "pooled", *, head: Any) -> Term:
 
     def init(key: Array, s: Outputs, t: Outputs, batch: Batch) -> tuple[Params, State]:
         check_linear(head, t.tap(teacher), t.logits)
+        fm.same_length(s.tap(student).shape, t.tap(teacher).shape)
         statistics = dict(connector(s, t).init(key, s.tap(student)))
         params = statistics.pop("params")
         return params, {"head": given(head), "connector": statistics}

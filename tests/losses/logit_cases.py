@@ -26,7 +26,8 @@ def with_labels(rng: np.random.Generator, batch: tuple[int, ...], width: int) ->
 def shift(inputs: Inputs) -> Inputs:
     """Adds a constant to all of a row's logits: the softmax does not see it."""
     shifted = dict(inputs)
-    for size, name in enumerate(("student_logits", "teacher_logits"), start=1):
+    names = ("student_logits", "teacher_logits", "logits")
+    for size, name in enumerate(names, start=1):
         if name in inputs:
             rows = np.arange(inputs[name][..., :1].size) - 3.0
             rows = size * rows.reshape(inputs[name][..., :1].shape)
@@ -129,9 +130,8 @@ def nkd_by_hand(student_logits, teacher_logits, labels, gamma, temperature):
 
 def wsld_by_hand(student_logits, teacher_logits, labels, temperature):
     """1 - p_student ** (1 / CE_teacher) is another way to write the weight."""
-    weight = 1 - at_label(student_logits, labels) ** (
-        -1 / np.log(at_label(teacher_logits, labels))
-    )
+    teacher = -np.log(at_label(teacher_logits, labels)) + 1e-7
+    weight = 1 - at_label(student_logits, labels) ** (1 / teacher)
     return weight * soft_cross_entropy_by_hand(
         student_logits, teacher_logits, temperature
     )
@@ -190,6 +190,19 @@ def wttm_by_hand(student_logits, teacher_logits, gamma):
     """ttm, weighted by the normaliser of that power."""
     power = (softmax(teacher_logits) ** gamma).sum(-1)
     return power * ttm_by_hand(student_logits, teacher_logits, gamma)
+
+
+def cross_entropy_by_hand(logits, labels):
+    """The label's surprise, in probability space."""
+    return -np.log(at_label(logits, labels))
+
+
+def labelled_logits(
+    rng: np.random.Generator, batch: tuple[int, ...], width: int
+) -> Inputs:
+    """One network's logits and labels."""
+    student, labels = student_only(rng, batch, width).values()
+    return {"logits": student, "labels": labels}
 
 
 def rld_by_hand(student_logits, teacher_logits, labels, alpha, beta, temperature):
@@ -379,6 +392,14 @@ CASES = [
         rtol=1e-4,  # the 1e-8 beside the norms
         at_equal="least",
         **ACROSS,
+    ),
+    case(
+        losses.cross_entropy,
+        labelled_logits,
+        cross_entropy_by_hand,
+        pairs=(),
+        at_equal=None,
+        **{**LOGITS, "class_axis": ("logits",)},
     ),
     case(losses.lskd, two_logits, lskd_by_hand, **WARM, **LOGITS),
     case(

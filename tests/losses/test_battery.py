@@ -21,9 +21,6 @@ CASES: list[Case] = logit_cases.CASES + feature_cases.CASES
 BATCH = 6
 # Of more examples as many are kept as a batch has: one program fewer.
 KEPT = np.array([True, False, True, True, False, True, True, False, True])
-# Losses with loops over parts, or derivatives of their own.
-NOT_PLAIN = {"kd", "jsd", "rkd_distance", "rkd_angle_in_parts", "at_paper"}
-
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 # Shapes are fixed and values drawn; the same ones in every run.
 drawn = settings(
@@ -184,12 +181,24 @@ def test_jit_equals_eager(case):
     np.testing.assert_allclose(inlined, case.call(inputs), rtol=1e-5, atol=1e-6)
 
 
-@of(lambda case: case.name in NOT_PLAIN)
+@every_case
 def test_step_by_step_equals_jit(case):
     inputs = draw(case)
+    if case.class_axis:
+        inputs = with_infinities(case, inputs, case.class_axis)
+    if "labels" in inputs:
+        inputs["labels"][1] = -1
+    floats, rest = split(inputs)
+    total = lambda floats: jnp.sum(
+        weights * case.call({n: {**floats, **rest}[n] for n in inputs})
+    )
+    weights = np.arange(1, BATCH + 1, dtype=np.float32) / BATCH
     with jax.disable_jit():
-        slow = case.call(inputs)
-    np.testing.assert_allclose(slow, case.call(inputs), rtol=2e-5, atol=2e-6)
+        value, gradients = jax.value_and_grad(total)(floats)
+    loss, want = graded(case, inputs, weights)
+    np.testing.assert_allclose(value, weights @ loss, rtol=2e-5, atol=2e-6)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, want[name], rtol=2e-4, atol=2e-5)
 
 
 @of(lambda case: case.leading and not case.across)
@@ -421,6 +430,30 @@ def test_infinitely_unlikely_classes_do_not_exist(case):
         assert np.all(np.isfinite(gradients[name]))
 
 
+def with_infinities(case, inputs, names):
+    """Logits of -inf in one or both of the arguments named."""
+    changed = {n: np.moveaxis(inputs[n].copy(), case.axis(n), 0) for n in names}
+    first, last = changed[names[0]], changed[names[-1]]
+    first[0, ..., 0] = -np.inf
+    last[1, ..., 0] = -np.inf
+    first[2, ..., 0] = last[2, ..., 0] = -np.inf
+    last[3, ..., 1:] = -np.inf  # a network that is certain, and one that knows nothing
+    first[4, ..., 1:] = -np.inf
+    last[5] = -np.inf
+    moved = {n: np.moveaxis(array, 0, case.axis(n)) for n, array in changed.items()}
+    return {**inputs, **moved}
+
+
+@of(lambda case: case.class_axis)
+@pytest.mark.parametrize("order", [1, -1], ids=["as they are", "exchanged"])
+def test_finite_at_minus_infinity_on_either_side(case, order):
+    inputs = with_infinities(case, draw(case), case.class_axis[::order])
+    assert_finite(case, inputs)
+    _, gradients = graded(case, inputs)
+    for name in case.class_axis:
+        np.testing.assert_array_equal(gradients[name][inputs[name] == -np.inf], 0)
+
+
 @of(lambda case: case.class_axis)
 def test_a_row_without_classes_is_zero(case):
     inputs = draw(case)
@@ -430,6 +463,41 @@ def test_a_row_without_classes_is_zero(case):
     assert loss[2] == 0 and np.all(np.isfinite(loss))
     for name, gradient in gradients.items():
         assert np.all(np.isfinite(gradient)), name
+
+
+# Labels.
+
+
+@of(lambda case: "labels" in draw(case))
+def test_examples_without_a_label_are_excluded(case):
+    inputs, none = draw(case), np.array([1, 3, 4])
+    for name in (name for name, array in inputs.items() if is_float(array)):
+        inputs[name][4] = np.nan
+    kept = ~np.isin(np.arange(BATCH), none)
+    want, wanted = graded(case, inputs, where=kept)
+    inputs["labels"][none] = -1, -100, 255
+    loss, gradients = graded(case, inputs, where=np.ones(BATCH, bool))
+    np.testing.assert_array_equal(loss, want)
+    np.testing.assert_array_equal(loss[none], 0)
+    for name, gradient in gradients.items():
+        np.testing.assert_array_equal(gradient, wanted[name])
+        np.testing.assert_array_equal(gradient[none], 0)
+
+
+@of(lambda case: "labels" in draw(case))
+@pytest.mark.parametrize("wrong", [-2, -100, 255, "as many as classes"], ids=str)
+@pytest.mark.bad_input
+def test_refuses_labels_that_are_no_class(case, wrong):
+    inputs, kept = draw(case), np.arange(BATCH) != 2
+    wrong = case.width if isinstance(wrong, str) else wrong
+    inputs["labels"][2] = wrong
+    match = rf"labels must be classes from 0 to 4, or -1 .*got {wrong}; .*where="
+    with pytest.raises(ValueError, match=match):
+        case.call(inputs)
+    with pytest.raises(ValueError, match=match):  # as a keyword, of a small type
+        arrays = {n: inputs[n] for n in inputs if n != "labels"}
+        case.loss(*arrays.values(), labels=inputs["labels"].astype(np.int16))
+    assert np.all(np.isfinite(case.call(inputs, where=kept)))
 
 
 # Compilation.

@@ -184,6 +184,68 @@ def test_rld_does_not_teach_what_the_teacher_prefers_to_the_label():
     np.testing.assert_array_equal(worst, 0)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_teacher_that_is_certain_teaches_no_relation_between_the_others(classes):
+    s, y = np.array([[0.3, -1.0, 0.5]])[:, :classes], np.array([0])
+    certain = np.where(np.arange(classes) == 0, 2.0, -np.inf)[None]
+    probability = softmax(s / 4, -1)[:, 0]
+    target = -16 * np.log(probability)  # KL((1, 0), (q, 1 - q)) at T = 4
+    np.testing.assert_allclose(losses.dkd(s, certain, y), target)
+    np.testing.assert_allclose(losses.rld(s, certain, y), target)
+    of_label = losses.cross_entropy(s, y)
+    np.testing.assert_allclose(losses.nkd(s, certain, y, temperature=4.0), of_label)
+    for loss in (losses.dkd, losses.rld):
+        got = gradient(loss, s, certain, y)
+        np.testing.assert_allclose(
+            got, 4 * (softmax(s / 4, -1) - [[1, 0, 0][:classes]])
+        )
+
+
+def test_a_relation_to_a_class_the_teacher_does_not_have_is_none():
+    s, y = np.array([[0.3, -1.0, 0.5]]), np.array([2])
+    t = np.array([[-np.inf, 2.0, -1.0]])  # below the label: only class 0
+    np.testing.assert_array_equal(losses.rld(s, t, y, alpha=0.0), 0)
+    np.testing.assert_array_equal(gradient(losses.rld, s, t, y, alpha=0.0), 0)
+
+
+@pytest.mark.parametrize("name", ["kd", "reverse_kd", "soft_cross_entropy", "jsd"])
+def test_a_mask_that_leaves_one_network_no_class_compares_nothing(name):
+    s, t, _ = drawn(shape=(1, 3))
+    t[0, 0] = -np.inf
+    loss = getattr(losses, name)
+    of_one = functools.partial(loss, class_mask=np.array([True, False, False]))
+    for pair in ((s, t), (t, s)):
+        np.testing.assert_array_equal(of_one(*pair), 0)
+        np.testing.assert_array_equal(jax.grad(lambda *z: of_one(*z).sum())(*pair), 0)
+
+
+def test_cross_entropy_gradient_is_the_difference_of_probabilities():
+    s, _, y = drawn()
+    got = gradient(losses.cross_entropy, s, y)
+    np.testing.assert_allclose(got, softmax(s, -1) - np.eye(7)[y], rtol=1e-10)
+    smooth = losses.label_smoothing(s, y, epsilon=0.0)
+    np.testing.assert_allclose(losses.cross_entropy(s, y), smooth, rtol=1e-12)
+
+
+def test_cross_entropy_of_a_probability_that_underflows():
+    far = np.array([[0.0, 2e4]], np.float32)
+    np.testing.assert_allclose(losses.cross_entropy(far, np.array([0])), 2e4)
+    lost = losses.cross_entropy(np.array([[-np.inf, 0.0]], np.float32), np.array([0]))
+    assert 1e28 < lost[0] < 1e30
+
+
+def test_topk_kd_of_an_index_that_is_no_class_leaves_it_to_the_rest():
+    s, t, _ = drawn()
+    top, index, total = keep(t, 3, 1.0)
+    want = losses.topk_kd(s, top[:, :2], index[:, :2], total, temperature=1.0)
+    index[:, 2] = -1
+    got = losses.topk_kd(s, top, index, total, temperature=1.0)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    index[0, 2] = 7
+    with pytest.raises(ValueError, match="teacher_top_indices must be classes.*got 7"):
+        losses.topk_kd(s, top, index, total)
+
+
 def test_nkd_label_term_stays_at_temperature_one():
     s, t, y = drawn()
     cold, warm = (losses.nkd(s, t, y, gamma=0.0, temperature=x) for x in (1.0, 5.0))
@@ -196,7 +258,7 @@ def test_nkd_label_term_stays_at_temperature_one():
 def test_wsld_gradient_does_not_pass_through_the_weight():
     s, t, y = drawn()
     cross_entropy = lambda z: -of_label(log_softmax(z, -1), y)
-    weight = 1 - np.exp(-cross_entropy(s) / cross_entropy(t))
+    weight = 1 - np.exp(-cross_entropy(s) / (cross_entropy(t) + 1e-7))
     want = weight * gradient(losses.soft_cross_entropy, s, t, temperature=3.0)
     got = gradient(losses.wsld, s, t, y, temperature=3.0)
     np.testing.assert_allclose(got, want, rtol=1e-10)
@@ -328,8 +390,9 @@ def test_topk_kd_grows_towards_kd():
 
 def test_topk_kd_refuses_more_than_all_classes():
     s, t, _ = drawn()
+    top, index, total = keep(t, 4, 1.0)
     with pytest.raises(ValueError, match="more classes than student_logits"):
-        losses.topk_kd(s[:, :3], *keep(t, 4, 1.0))
+        losses.topk_kd(s[:, :3], top, index % 3, total)
 
 
 def test_mutual_is_a_mean_of_kd_over_peers():

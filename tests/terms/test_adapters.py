@@ -43,7 +43,7 @@ def test_resizing_to_the_same_size_is_nothing():
     ("shape", "target", "kernel"),
     [
         ((2, 6), (9, 4), {"dense": {"bias": (4,), "kernel": (6, 4)}}),
-        ((2, 8, 6), (9, 5, 4), {"conv": {"bias": (4,), "kernel": (1, 6, 4)}}),
+        ((2, 5, 6), (9, 5, 4), {"conv": {"bias": (4,), "kernel": (1, 6, 4)}}),
         ((2, 4, 8, 6), (9, 8, 2, 4), {"conv": {"bias": (4,), "kernel": (1, 1, 6, 4)}}),
     ],
 )
@@ -82,6 +82,30 @@ def test_adapters_batch_norm_is_of_the_batch_and_replaces_the_bias():
     close(seen, out)
     mean = changed["batch_stats"]["norm"]["mean"]
     assert (mean != variables["batch_stats"]["norm"]["mean"]).all()
+
+
+def test_adapters_relu_comes_last_but_for_enlarging():
+    x = normal(3, 2, 2, 5)
+    module = Adapter((1, 4, 2, 4), norm=True, relu=True)
+    plain = Adapter((1, 2, 2, 4), norm=True)
+    out, variables = module.init_with_output(jax.random.key(0), x)
+    linear, _ = plain.apply(variables, x, mutable=["batch_stats"])
+    assert (linear < 0).any()
+    close(out, resize(jnp.maximum(linear, 0), (4, 2)))
+
+
+@pytest.mark.bad_input
+def test_token_sequences_are_not_resized():
+    tokens = jnp.zeros((1, 18, 1)).at[:, :2].set(1.0)
+    np.testing.assert_array_equal(resize(tokens, (18,)), tokens)
+    for length in (17, 65):
+        with pytest.raises(
+            ValueError, match=r"\(1, 18, 1\) and \(1, .*reshape the pat"
+        ):
+            resize(tokens, (length,))
+        for module in (Adapter((1, length, 4)), Match((1, length, 1))):
+            with pytest.raises(ValueError, match="equal lengths"):
+                shapes(module, tokens)
 
 
 @pytest.mark.bad_input

@@ -10,6 +10,7 @@ import pytest
 from jaxkd import losses, terms
 from jaxkd.terms import _pairs
 from jaxkd.types import Outputs
+from tests.terms import small
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 B = 4
@@ -179,6 +180,17 @@ def test_another_width_has_one_adapter_or_is_refused(make):
         made(make("stage1", adapt=False), s, t)
 
 
+def test_hints_regressor_ends_in_batch_norm_and_relu():
+    s, t = WIDER
+    term = terms.hint("stage1")
+    params, state = made(term, s, t)
+    x = s.taps["stage1"] @ params["stage1"]["conv"]["kernel"][0, 0]
+    x = np.maximum(small.normalised(x, params["stage1"]["norm"]), 0)
+    error = (x - np.asarray(t.taps["stage1"])) ** 2
+    close(value(term, s, t), error.mean((1, 2, 3)), rtol=1e-4)
+    assert set(state["stage1"]["batch_stats"]["norm"]) == {"mean", "var"}
+
+
 def test_hints_regressor_can_be_any_module():
     larger = functools.partial(terms.adapters.Adapter, kernel=3, norm=True)
     params, state = shapes(terms.hint("stage1", adapter=larger), *WIDER)
@@ -201,6 +213,57 @@ def test_cc_embeds_both_networks_if_asked():
     close(value(term, s, t), losses.cc(ours, theirs), rtol=1e-4)
     with pytest.raises(ValueError, match="dims must be >= 1"):
         terms.cc(dims=0)
+
+
+# Token sequences.
+
+
+def tokens(seed, length, dim=3):
+    rng = np.random.default_rng(seed)
+    taps = {n: jnp.asarray(rng.normal(size=(B, length, dim))) for n in ("a", "b")}
+    return Outputs(jnp.zeros((B, 5)), taps | {"pooled": jnp.ones((B, dim))})
+
+
+HEAD = {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        terms.hint,
+        functools.partial(terms.hint, adapter=None),
+        terms.at,
+        terms.cwd,
+        terms.nst,
+        terms.ickd,
+        terms.pearson,
+        terms.wasserstein,
+        terms.vid,
+        terms.ab,
+        functools.partial(terms.ofd, margins={"a": jnp.zeros(3)}),
+        functools.partial(terms.srrl, head=HEAD),
+        lambda tap: terms.fsp([(tap, "b")]),
+    ],
+)
+def test_token_sequences_are_compared_at_equal_lengths_only(make):
+    s = tokens(0, 5)
+    assert shapes_of_loss(make("a"), s, tokens(1, 5)) == (B,)
+    match = (
+        r"\(4, 5, 3\)(| and|, teacher_features) \(4, 6, 3\).*"
+        r"student's taps are a \(4, 5, 3\).*teacher's a \(4, 6, 3\)"
+    )
+    with pytest.raises(ValueError, match=match):
+        shapes_of_loss(make("a"), s, tokens(1, 6))
+
+
+def shapes_of_loss(term, s, t):
+    """Of the loss; nothing is computed."""
+
+    def run(s, t):
+        params, state = made(term, s, t)
+        return term.apply(params, state, s, t, {})[0]
+
+    return jax.eval_shape(run, s, t).shape
 
 
 # FSP.
