@@ -45,7 +45,7 @@ SHAPES = {
     "peer_logits": (2, *LOGITS),
     "teacher_top_logits": (LOGITS[0], 32),
     "teacher_logsumexp": LOGITS[:1],
-    "_logits": LOGITS,
+    "logits": LOGITS,
     "_embeddings": (MAP[0], EMBEDDING),
     "_bank": (DATA, EMBEDDING),
     "raw_scale": (CHANNELS,),

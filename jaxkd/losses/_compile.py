@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd import _check
 from jaxkd._check import Range
@@ -62,7 +63,7 @@ def compiled(
                 check(name, knobs[name])
             given = {**dict(zip(parameters, args, strict=False)), **knobs}
             for name in of_classes & given.keys():
-                *_, count = 1, *jnp.shape(given.get(logits))
+                *_, count = 1, *np.shape(given.get(logits))
                 _check.classes(name, given[name], count, given["where"])
             for name in knobs.keys() - set(static):
                 knobs[name] = jax.tree.map(_widen, knobs[name])
