@@ -146,7 +146,7 @@ def sensitivity(bench: Bench, target: prune.Target, name: str) -> np.ndarray:
 
 def everywhere(bench: Bench, target: prune.Target, name: str) -> np.ndarray:
     """One threshold on normalised scores."""
-    return prune.globally(bench.plan, bench.scores, target)
+    return prune.global_threshold(bench.plan, bench.scores, target)
 
 
 def _searched(make: Any) -> Method:
@@ -254,7 +254,7 @@ def bench_of(
     if config.recalibrate:
         n = min(config.recalibrate, len(world.train.images))
         some = data.on_device(data.subset(world.train, n, seed=0))
-    metric = prune.masked(
+    metric = prune.masked_metric(
         net,
         plan,
         variables,
@@ -312,7 +312,7 @@ def tuned(
     run = protocol.learn(
         name,
         world,
-        prune.started(bench.net, plan.apply(bench.variables, dropped)),
+        prune.from_variables(bench.net, plan.apply(bench.variables, dropped)),
         [staged.Stage("fine-tuning", spec, tuning.epochs, tx)],
         protocol=tuning,
         seeds=range(config.seeds),
@@ -350,7 +350,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     directory, write = contests.opened("prune", config)
     variables = trained(config, net, world, write)
     bench = bench_of(config, net, variables, world, validation, directory)
-    before = prune.masked(
+    before = prune.masked_metric(
         net, bench.plan, variables, world.resident_test, view=world.test_view
     )
     jobs = {WHOLE: ("", 1.0)} | {

@@ -1,4 +1,4 @@
-"""Removing channels from a network, whichever linen module it is.
+"""Remove channels from a network, whichever linen module it is.
 
     plan = analyse_net(net, params, state, (32, 32, 3))   # what goes together
     print(plan.listing())
@@ -11,8 +11,8 @@ Instead of `choose`, to meet a target::
 
     half = target(plan, "macs", fraction=0.5)              # or what a phone measures
     dropped = uniform(plan, scores, half)                  # one ratio for all groups
-    dropped = globally(plan, scores, half)                 # one threshold
-    metric = masked(                                       # without training, but with
+    dropped = global_threshold(plan, scores, half)         # one threshold
+    metric = masked_metric(                                # without training, but with
         net, plan, (params, state), validation, view=view, # batch statistics of its own
         recalibrate_on=some_training_images,
     )
@@ -20,23 +20,27 @@ Instead of `choose`, to meet a target::
     dropped = search(plan, scores, half, metric).dropped   # by simulated annealing
 
 `gradual` fades channels while a network trains, `fine_tuner` distils the whole network
-into what is left, and `in_steps` prunes and fine-tunes in turn.
+into what is left, and `iterative` prunes and fine-tunes in turn.
 """
 
 from jaxkd.compress.prune import criteria
-from jaxkd.compress.prune._fine_tune import fine_tuner, kd_spec, started
-from jaxkd.compress.prune._globally import globally
+from jaxkd.compress.prune._fine_tune import fine_tuner, from_variables, kd_spec
 from jaxkd.compress.prune._gradual import GradualState, cubic, gradual
+from jaxkd.compress.prune._iterative import Steps, iterative
 from jaxkd.compress.prune._recalibrated import recalibrated
 from jaxkd.compress.prune._search import Found, annealing, random, search
 from jaxkd.compress.prune._sensitivity import Curves, curves, equal_loss, sensitivity
-from jaxkd.compress.prune._steps import Steps, in_steps
-from jaxkd.compress.prune._uniform import uniform
 from jaxkd.compress.prune.analysis import analyse, analyse_net, logits_of
 from jaxkd.compress.prune.check import Report, check, check_net
-from jaxkd.compress.prune.choose import choose, counts, lowest
-from jaxkd.compress.prune.metric import Metric, masked
+from jaxkd.compress.prune.metric import Metric, masked_metric
 from jaxkd.compress.prune.plan import Frozen, Group, Leaf, Member, Plan
+from jaxkd.compress.prune.ratios import (
+    choose,
+    counts,
+    global_threshold,
+    lowest,
+    uniform,
+)
 from jaxkd.compress.prune.resized import Resized, resized
 from jaxkd.compress.prune.targets import Target, target
 
@@ -66,19 +70,19 @@ __all__ = [
     "curves",
     "equal_loss",
     "fine_tuner",
-    "globally",
+    "from_variables",
+    "global_threshold",
     "gradual",
-    "in_steps",
+    "iterative",
     "kd_spec",
     "logits_of",
     "lowest",
-    "masked",
+    "masked_metric",
     "random",
     "recalibrated",
     "resized",
     "search",
     "sensitivity",
-    "started",
     "target",
     "uniform",
 ]

@@ -1,4 +1,4 @@
-"""Fine-tuning what is left of a network, taught by what it was."""
+"""Fine-tune a pruned network, with the unpruned one as its teacher."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ def kd_spec() -> Spec:
     }
 
 
-def started(net: Net, variables: Variables) -> Net:
-    """The network with pruned variables as its initial ones, for any way of training.
+def from_variables(net: Net, variables: Variables) -> Net:
+    """Return the network with pruned variables as its initial ones.
 
     Its `init` ignores the key; its `apply` takes widths from the variables.
 
@@ -63,4 +63,4 @@ def fine_tuner(
       pruned widths.
     """
     spec = kd_spec() if spec is None else spec
-    return distill.distiller(started(net, pruned), distill.frozen(net), spec, tx)
+    return distill.distiller(from_variables(net, pruned), distill.frozen(net), spec, tx)

@@ -8,10 +8,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd.compress import search as searches
-from jaxkd.compress.prune._threshold import by_threshold
-from jaxkd.compress.prune.choose import lowest
 from jaxkd.compress.prune.metric import Metric, digest
 from jaxkd.compress.prune.plan import Plan
+from jaxkd.compress.prune.ratios import by_threshold, lowest
 from jaxkd.compress.prune.targets import (
     Target,
     check_ratios,
@@ -75,7 +74,7 @@ def search(
       plan: of the network.
       scores: of each unit, from `criteria`; in each group the lowest go. `[units]`
       target: from `target`.
-      metric: the reward, e.g. from `masked`, or a function that also trains a little:
+      metric: the reward, e.g. from `masked_metric`, or a function that also trains:
         `Metric(lambda keep: ..., {"what": "it does"})`.
       controller: `annealing`, `random`, or a function of your own that makes one of
         `jaxkd.compress.search`.

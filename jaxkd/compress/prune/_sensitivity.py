@@ -9,10 +9,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import store
-from jaxkd.compress.prune._threshold import by_threshold
-from jaxkd.compress.prune.choose import lowest
 from jaxkd.compress.prune.metric import Metric, digest
 from jaxkd.compress.prune.plan import Plan
+from jaxkd.compress.prune.ratios import by_threshold, lowest
 from jaxkd.compress.prune.targets import (
     Target,
     check_ratios,
@@ -69,7 +68,7 @@ def sensitivity(
       plan: of the network.
       scores: of each unit, from `criteria`; in each group the lowest go. `[units]`
       target: from `target`.
-      metric: e.g. from `masked`.
+      metric: e.g. from `masked_metric`.
       ratios: at which each group is measured, in [0, 1); no group loses more than the
         greatest.
       file: JSON, written after every measurement; one that is there is gone on with.
@@ -120,7 +119,7 @@ def curves(
       plan: of the network.
       scores: of each unit. `[units]`
       target: whose widths are measured.
-      metric: e.g. from `masked`.
+      metric: e.g. from `masked_metric`.
       ratios: at which each group is measured, in [0, 1), rounded to those widths.
       file: JSON, written after every measurement; one that is there is gone on with.
       progress: called after each with the group's name, its width and the metric.

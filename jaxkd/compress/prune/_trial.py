@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from jaxkd import jaxpr
-from jaxkd.compress.prune._labels import Equation, Ledger
 from jaxkd.compress.prune.plan import Plan
 from jaxkd.compress.prune.resized import following
+from jaxkd.compress.prune.trace.labels import Equation, Ledger
 
 
 class Mark(NamedTuple):

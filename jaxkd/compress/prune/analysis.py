@@ -11,12 +11,12 @@ import numpy as np
 from jaxkd import _check, _tree, jaxpr
 from jaxkd._text import alternatives
 from jaxkd.compress.prune import _trial
-from jaxkd.compress.prune._interpret import interpret
-from jaxkd.compress.prune._labels import Ledger, Value, constant, variable
-from jaxkd.compress.prune._lengths import products, sizes
-from jaxkd.compress.prune._parts import Axes, components
-from jaxkd.compress.prune._sums import WINDOW
 from jaxkd.compress.prune.plan import Frozen, Group, Leaf, Member, Plan
+from jaxkd.compress.prune.trace.components import Axes, components
+from jaxkd.compress.prune.trace.interpreter import interpret
+from jaxkd.compress.prune.trace.labels import Ledger, Value, constant, variable
+from jaxkd.compress.prune.trace.lengths import products, sizes
+from jaxkd.compress.prune.trace.sums import WINDOW
 
 Patterns = str | Iterable[str] | None
 FREE = "nothing is tied to it: this program does not use it"

@@ -38,7 +38,7 @@ class Metric(NamedTuple):
         return self.of(keep)
 
 
-def masked(
+def masked_metric(
     net: Net,
     plan: Plan,
     variables: tuple[Any, Any],
@@ -51,7 +51,7 @@ def masked(
     batch_size: int = 500,
     recalibrate_on: Batch | None = None,
 ) -> Metric:
-    """Measures a network whose removed units are zeros, in inference.
+    """Measure a network whose removed units are zeros, in inference.
 
     The units are an argument of one compiled program: hundreds of candidates cost one
     compilation. The images are chosen once.

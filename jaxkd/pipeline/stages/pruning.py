@@ -107,11 +107,11 @@ def _chosen(
     if stage.method == "uniform":
         return prune.uniform(plan, scores, target)
     if stage.method == "global":
-        return prune.globally(plan, scores, target)
+        return prune.global_threshold(plan, scores, target)
     some, seed = None, job.config.seed
     if stage.recalibrate:
         some = part(job.world.resident, stage.recalibrate, seed)
-    metric = prune.masked(
+    metric = prune.masked_metric(
         held.net,
         plan,
         (held.params, held.state),

@@ -104,7 +104,7 @@ def choose(plan, variables, target):
 
 def steps(fine_tune=lambda variables: variables, **how):
     how = {"kind": "macs", "fraction": 0.4, "steps": 3, **how}
-    return prune.in_steps(
+    return prune.iterative(
         small.net, small.variables(), small.SHAPE, choose, fine_tune, **how
     )
 

@@ -71,7 +71,7 @@ def test_removal_after_training_is_the_masked_network():
     tx = prune.gradual(optax.adam(1e-2), plan, DROPPED, prune.cubic(0, 4))
     ce = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
     d = distill.distiller(
-        prune.started(small.net, small.variables()), distill.nobody, ce, tx
+        prune.from_variables(small.net, small.variables()), distill.nobody, ce, tx
     )
     batch = small.VIEW(jax.random.key(0), resident)
     state = d.init(jax.random.key(0), None, batch)

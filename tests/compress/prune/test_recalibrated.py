@@ -85,7 +85,7 @@ def test_dropout_and_views_are_those_of_the_seed():
 def test_masked_with_recalibration_is_the_pruned_network_recalibrated():
     plan, images = small.plan(), small.resident()
     some = jax.tree.map(lambda a: a[:30], images)
-    make = lambda **how: prune.masked(
+    make = lambda **how: prune.masked_metric(
         small.net, plan, small.variables(), images, view=small.VIEW, measure="nll",
         **how,
     )  # fmt: skip

@@ -21,7 +21,7 @@ def half():
     return prune.target(small.plan(), "macs", fraction=0.5)
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 
@@ -175,7 +175,7 @@ def test_masked_is_the_accuracy_of_the_pruned_network_and_compiles_once():
         traced.append(logits.shape)
         return evaluate.accuracy(logits, labels)
 
-    metric = prune.masked(
+    metric = prune.masked_metric(
         small.net, plan, small.variables(), resident, view=small.VIEW, measure=accuracy
     )
     rng = np.random.default_rng(0)
@@ -193,7 +193,7 @@ def test_masked_is_the_accuracy_of_the_pruned_network_and_compiles_once():
 
 def test_the_part_that_is_measured_is_random_and_the_same_for_a_seed():
     keep = small.plan().keep()
-    make = lambda **how: prune.masked(
+    make = lambda **how: prune.masked_metric(
         small.net, small.plan(), small.variables(), small.resident(), view=small.VIEW,
         measure="nll", **how,
     )  # fmt: skip
@@ -205,7 +205,7 @@ def test_the_part_that_is_measured_is_random_and_the_same_for_a_seed():
 
 @pytest.mark.bad_input
 def test_knobs_of_the_metric_are_checked():
-    make = lambda **how: prune.masked(
+    make = lambda **how: prune.masked_metric(
         small.net, small.plan(), small.variables(), small.resident(), view=small.VIEW,
         **how,
     )  # fmt: skip

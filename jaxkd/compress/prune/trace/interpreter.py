@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from jaxkd import cost, jaxpr
-from jaxkd.compress.prune import _rules
-from jaxkd.compress.prune._labels import (
+from jaxkd.compress.prune.trace import rules
+from jaxkd.compress.prune.trace.labels import (
     Axis,
     Equation,
     Ledger,
@@ -53,12 +53,12 @@ def _step(ledger, program, step, values, scope) -> list[Value]:
     if step.name == "scan":
         (body,) = jaxpr.bodies(step)
         results = _scan(ledger, equation, body, values)
-    elif step.name in _rules.RULES:
-        results = _rules.RULES[step.name](ledger, equation, values)
+    elif step.name in rules.RULES:
+        results = rules.RULES[step.name](ledger, equation, values)
     else:
         macs = cost.step_macs(program, step)
         ledger.products.append(Product(macs * ledger.times, ()))
-        results = _rules.unknown(ledger, equation, values)
+        results = rules.unknown(ledger, equation, values)
     for value, shape in zip(results, equation.outputs, strict=True):
         _check_lengths(equation, value, shape)
     ledger.trace.append((equation, results))

@@ -6,7 +6,7 @@ from jaxkd.compress.prune.plan import Products
 
 
 def products(terms, unit, group_of, groups) -> Products:
-    """Products of lengths of arrays of labels, by the units that remain."""
+    """Return products of lengths of arrays of labels, by the units that remain."""
     rows: dict[tuple, int] = {}
     lengths = []
     for _, axes in terms:
@@ -19,6 +19,7 @@ def products(terms, unit, group_of, groups) -> Products:
 
 
 def sizes(leaves, group_of, groups) -> Products:
+    """Return the number of entries of each variable, by the units that remain."""
     rows: dict[tuple, int] = {}
     lengths, constants = [], []
     for leaf in leaves:

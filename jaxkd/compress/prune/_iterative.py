@@ -1,4 +1,4 @@
-"""Pruning in steps, with fine-tuning after each."""
+"""Prune in steps, with fine-tuning after each."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ Choose = Callable[[Plan, Variables, Target], np.ndarray]
 
 
 class Steps(NamedTuple):
-    """What pruning in steps gives.
+    """The result of `iterative`.
 
     Attributes:
       variables: the `(params, state)` that are left, fine-tuned.
@@ -32,7 +32,7 @@ class Steps(NamedTuple):
     costs: list[float]
 
 
-def in_steps(
+def iterative(
     net: Net,
     variables: Variables,
     image_shape: tuple[int, ...],
@@ -47,18 +47,18 @@ def in_steps(
     directory: str | os.PathLike | None = None,
     **how: Any,
 ) -> Steps:
-    """Prunes a little, fine-tunes, looks again, and so on, to the same target.
+    """Prune a little, fine-tune, analyse anew, and so on, until the target is met.
 
     After step k of K the network costs at most fraction**(k / K) of the whole. Each
     step analyses and scores what is left, so that sensitivities are measured anew::
 
         def choose(plan, variables, target):
             scores = criteria.l1(plan, variables[0])
-            metric = prune.masked(small, plan, variables, resident, view=view)
+            metric = prune.masked_metric(small, plan, variables, resident, view=view)
             return prune.sensitivity(plan, scores, target, metric)
 
         small = prune.resized(net)
-        done = prune.in_steps(net, variables, (32, 32, 3), choose, fine_tune,
+        done = prune.iterative(net, variables, (32, 32, 3), choose, fine_tune,
                               kind="macs", fraction=0.5, steps=3)
 
     Args:
@@ -72,8 +72,8 @@ def in_steps(
       steps: how many.
       round_to: as in `target`.
       measure: for "latency", from a plan and its variables to the measure of `target`.
-      directory: where the result of each step is kept; a run that was cut short goes on
-        after its last step. None keeps nothing.
+      directory: where the result of each step is saved; a run that was interrupted
+        resumes after its last step. None saves nothing.
       **how: as in `analyse_net`, e.g. exclude.
 
     Returns:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from jaxkd.compress.prune._labels import Ledger
+from jaxkd.compress.prune.trace.labels import Ledger
 
 
 class Axes(NamedTuple):
@@ -47,6 +47,7 @@ class Parts(NamedTuple):
 
 
 def components(ledger: Ledger, axes: Axes) -> Parts:
+    """Return the connected components of the ledger's ties."""
     n = ledger.labels
     a, b = (
         np.concatenate([np.zeros(0, int), *(pair[side] for pair in ledger.ties)])

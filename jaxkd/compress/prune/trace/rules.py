@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxkd.compress.prune._labels import (
+from jaxkd.compress.prune.trace.labels import (
     Axis,
     Equation,
     Ledger,
     Value,
     constant,
 )
-from jaxkd.compress.prune._sums import along, conv, dot, over, reduce, window
+from jaxkd.compress.prune.trace.sums import along, conv, dot, over, reduce, window
 
 Rule = Callable[[Ledger, Equation, list[Value]], list[Value]]
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from jaxkd.compress.prune._labels import (
+from jaxkd.compress.prune.trace.labels import (
     Axis,
     Equation,
     Ledger,

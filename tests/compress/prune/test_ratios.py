@@ -20,7 +20,7 @@ def nothing_fits_any_more(target, kept):
 @pytest.mark.parametrize("fraction", FRACTIONS)
 @pytest.mark.parametrize("kind", ["macs", "parameters"])
 @pytest.mark.parametrize("round_to", [1, 4, 8])
-@pytest.mark.parametrize("method", [prune.uniform, prune.globally])
+@pytest.mark.parametrize("method", [prune.uniform, prune.global_threshold])
 def test_the_target_is_met_and_no_step_is_left(method, fraction, kind, round_to):
     if fraction == 0.25 and kind == "parameters" and round_to == 8:
         fraction = 0.3
@@ -60,7 +60,7 @@ def test_in_each_group_the_lowest_scores_go():
 def test_globally_is_one_threshold_where_steps_are_single_channels():
     plan, scores = small.plan(), small.scores()
     target = prune.target(plan, "macs", fraction=0.5, round_to=1)
-    keep = plan.keep(prune.globally(plan, scores, target))
+    keep = plan.keep(prune.global_threshold(plan, scores, target))
     normal = scores.copy()
     for group in plan.groups:
         own = slice(group.units.start, group.units.stop)
@@ -92,7 +92,7 @@ def test_globally_keeps_what_the_lowest_sufficient_threshold_keeps(fraction, rou
 
     thresholds = [0.0, *np.sort(np.concatenate(normal))]
     expected = next(k for t in thresholds if target.met(k := kept_at(t)))
-    found = plan.kept(prune.globally(plan, scores, target))
+    found = plan.kept(prune.global_threshold(plan, scores, target))
     assert (found >= expected).all()
 
 
@@ -101,7 +101,7 @@ def test_globally_removes_a_group_of_zeros_down_to_one_step():
     middle = plan.groups[1].units
     scores[middle.start : middle.stop] = 0
     target = prune.target(plan, "macs", fraction=0.6)
-    kept = plan.kept(prune.globally(plan, scores, target))
+    kept = plan.kept(prune.global_threshold(plan, scores, target))
     assert kept[1] == 8 and kept[0] == 16
 
 
@@ -112,17 +112,17 @@ def test_scales_of_layers_do_not_matter_to_globally_unless_asked(factor):
     scaled = scores.copy()
     scaled[plan.groups[0].units.start : plan.groups[0].units.stop] *= factor
     for how in ("mean", "max"):
-        a = prune.globally(plan, scores, target, normalise=how)
-        b = prune.globally(plan, scaled, target, normalise=how)
+        a = prune.global_threshold(plan, scores, target, normalise=how)
+        b = prune.global_threshold(plan, scaled, target, normalise=how)
         assert np.array_equal(a, b)
-    raw = prune.globally(plan, scaled, target, normalise="none")
+    raw = prune.global_threshold(plan, scaled, target, normalise="none")
     assert plan.kept(raw)[0] == (16 if factor > 1 else 8)
 
 
 def test_a_network_that_is_small_enough_stays_whole():
     plan = small.plan()
     target = prune.target(plan, "macs", most=10**9)
-    for method in (prune.uniform, prune.globally):
+    for method in (prune.uniform, prune.global_threshold):
         assert len(method(plan, small.scores(), target)) == 0
 
 
@@ -136,7 +136,7 @@ def test_latency_that_does_not_fall_evenly_is_still_met():
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("method", [prune.uniform, prune.globally])
+@pytest.mark.parametrize("method", [prune.uniform, prune.global_threshold])
 def test_scores_of_something_else_are_refused(method):
     plan = small.plan()
     target = prune.target(plan, "macs", fraction=0.5)
@@ -150,6 +150,6 @@ def test_scores_of_something_else_are_refused(method):
 def test_negative_scores_cannot_be_normalised():
     target = prune.target(small.plan(), "macs", fraction=0.5)
     with pytest.raises(ValueError, match="scores must be >= 0, got -1"):
-        prune.globally(small.plan(), -np.ones(72), target)
+        prune.global_threshold(small.plan(), -np.ones(72), target)
     with pytest.raises(ValueError, match="normalise must be one of"):
-        prune.globally(small.plan(), np.ones(72), target, normalise="median")
+        prune.global_threshold(small.plan(), np.ones(72), target, normalise="median")
