@@ -130,6 +130,24 @@ def test_kernels_that_are_computed_are_not_scaled(name, stay):
     assert "BatchNorm_0" not in folded[2].get("batch_stats", {})
 
 
+def test_rounding_of_half_precision_is_no_difference():
+    class Half(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.Conv(4, (3, 3), dtype=jnp.bfloat16, name="conv")(x)
+            x = nn.relu(nn.BatchNorm(not train, dtype=jnp.bfloat16, name="norm")(x))
+            return nn.Dense(3)(x.mean((1, 2)).astype(jnp.float32)), {}
+
+    net = from_linen(Half())
+    params, state = made(net)
+    folded = Q.fold(net, params, state, SHAPE)
+    assert "norm" not in folded[1]
+    x = images()
+    before, after = infer(net, params, state, x), infer(*folded, x)
+    size = np.abs(before.logits).max()
+    np.testing.assert_allclose(after.logits, before.logits, atol=0.05 * size)
+
+
 @pytest.mark.bad_input
 def test_a_network_that_folding_would_change_is_refused():
     class Halved(nn.BatchNorm):
