@@ -142,6 +142,13 @@ def sharded(tree: Any, mesh: Mesh, *, at_least: int = 2**16) -> Any:
     return jax.tree.map(one, tree)
 
 
+def is_placed(tree: Any, mesh: Mesh) -> bool:
+    """Return whether all arrays of a tree lie on a mesh, split or not."""
+    leaves = jax.tree.leaves(tree)
+    on = [getattr(getattr(leaf, "sharding", None), "mesh", None) for leaf in leaves]
+    return bool(on) and all(found == mesh for found in on)
+
+
 def shardings(tree: Any) -> Any:
     """How the arrays of a tree lie: a tree of shardings, as `out_shardings` wants it.
 

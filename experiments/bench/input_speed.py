@@ -9,7 +9,7 @@ Cases: "mapped" gathers random rows of a memory-mapped uint8 array of CIFAR's sh
 by 224; "centre" is the same with the crops of a test; "grain" is "records" read by
 grain's DataLoader, where grain is installed. The pictures are made up, 100 kB each, and
 lie in the page cache: what is measured is decoding, not the disk. `--step` adds what
-the training step of that pair of `experiments.imagenet_kd` consumes on this device.
+the training step of that pair of `experiments.imagenet` consumes on this device.
 
 Prints one JSON line a case. `images_per_cpu_s` is per second of processor time, which a
 busy machine changes less (not for grain's worker processes). For "step", `waited` is
@@ -30,7 +30,8 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import _fake_images as fake, imagenet_kd
+from experiments import imagenet
+from experiments.bench import fake_images as fake
 from jaxkd import data
 from jaxkd.data import decode, stream
 
@@ -48,7 +49,7 @@ class Config:
     batch_size: int = 64
     images: int = 256  # JPEGs to make
     mapped_images: int = 50_000
-    step: imagenet_kd.Pair | None = None  # also the step of this pair
+    step: imagenet.Pair | None = None  # also the step of this pair
     step_batch: int = 8
     step_size: int = 224
     steps: int = 4
@@ -157,12 +158,12 @@ CASES = {
 }
 
 
-def step(config: Config, pair: imagenet_kd.Pair) -> Row:
+def step(config: Config, pair: imagenet.Pair) -> Row:
     """What the step of a pair takes from a source that is never slow."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        last = imagenet_kd.main(
-            imagenet_kd.Config(
+        last = imagenet.main(
+            imagenet.Config(
                 pair=pair,
                 fake=True,
                 fake_images=config.steps * config.step_batch,
@@ -175,7 +176,7 @@ def step(config: Config, pair: imagenet_kd.Pair) -> Row:
         "case": "step",
         "pair": pair,
         "batch_size": config.step_batch,
-        "images_per_s": last["images_per_s"],
+        "images_per_s": last["examples/s"],
         "waited": last["waited"],
         "device": jax.devices()[0].device_kind,
         "seconds_with_compilation": round(time.perf_counter() - begin, 1),

@@ -91,7 +91,8 @@ def learn(
       test_view: how it is seen; by default `view`, which must not be random.
       metrics: what is measured, as in `evaluate.scorer`.
       inputs: what the networks see of a batch: a field's name, or a function.
-      mesh: trains on all of its devices, e.g. `mesh.make()`; a stream has its own.
+      mesh: trains on all of its devices, e.g. `mesh.make()`; a stream has its own. The
+        teacher is replicated unless it lies on the mesh already, split for instance.
       together: trains seeds by `vmap`; else one after another, which is faster for
         convolutions on a CPU. Streamed, it is always one after another.
       checkpoints: a folder in which the state is saved after each epoch. A call with
@@ -136,10 +137,13 @@ def learn(
         steps, size = data.count(columns) // batch_size, batch_size
     if mesh is not None:
         everywhere = meshes.replicated(mesh)
-        teacher_variables = meshes.put(teacher_variables, everywhere)
+        if not meshes.is_placed(teacher_variables, mesh):
+            teacher_variables = meshes.put(teacher_variables, everywhere)
         if not isinstance(columns, Stream):
             columns = meshes.put(columns, everywhere)
     batch = example(columns, view)
+    if mesh is not None:
+        keys, batch = meshes.put((keys, batch), everywhere)
 
     def init(keys: Array) -> TrainState:
         return _initialize(d, keys, teacher_variables, batch, start)
