@@ -122,7 +122,7 @@ def ctkd(
     gradient is reversed fully after 10 of 240 epochs.
 
     Source: zhengli97/CTKD scripts/run_cifar_distill.sh:19-22 (weights, 10 epochs),
-    train_student.py:89-90 (1 and 20), models/temp_global.py:12 (start).
+    train_student.py:89-90 (1 and 20), models/temp_global.py:13 (start).
     """
     term = terms.ctkd(ramp=budget.scale_steps(10), start=1.0, spread=20.0)
     return one_stage(student, teacher, {"ce": (0.1, CE), "ctkd": (0.9, term)}, budget)

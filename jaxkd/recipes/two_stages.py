@@ -164,9 +164,9 @@ def factor_transfer(
     """A paraphraser of the teacher's last map first; then its factors and the labels.
 
     The paraphraser, of half the channels, is trained for 30 epochs before the 240 by
-    SGD at a constant .01; then the factors have weight 500 beside a cross-entropy of
-    weight 1. RepDistiller's weight of 200 belongs to its own loss, which averages over
-    the channels of the factors.
+    SGD at a constant .01; then the factors have weight 500, the authors' for CIFAR-10,
+    beside a cross-entropy of weight 1. RepDistiller's weight of 200 belongs to its own
+    loss, which averages over the channels of the factors.
 
     Source: Jangho-Kim/Factor-Transfer-pytorch train_student.py:34-35, 177-178 (weight,
     rate), utils.py:107-108; HobbitLong/RepDistiller helper/pretrain.py:22-36, 68-71
