@@ -1,35 +1,18 @@
-"""Which taps of two networks a recipe compares, and with what in between."""
+"""Which taps of two networks a recipe compares, and which parameters lie below."""
 
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jaxtyping import Array
 
 from jaxkd.models.net import Net
 from jaxkd.recipes._record import Trained
-from jaxkd.terms.adapters import Adapter
 from jaxkd.types import Batch, Outputs
 
 Pairs = dict[str, str]  # the student's tap: the teacher's
-
-
-class Regressor(nn.Module):
-    """A 1x1 convolution with BatchNorm and ReLU: RepDistiller's regressor of hints.
-
-    Attributes:
-      shape: of the features to arrive at, its batch axis included (and ignored).
-    """
-
-    shape: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Features of `shape`, not negative."""
-        return nn.relu(Adapter(self.shape, norm=True, name="adapter")(x))
 
 
 def outputs(student: Net, teacher: Trained, batch: Batch) -> tuple[Outputs, Outputs]:

@@ -46,7 +46,7 @@ def hint(
     train_student.py:88 (layer), models/util.py:131-154 (regressor).
     """
     pairs = taps.second(taps.match_stages(student, teacher, batch))
-    term = terms.hint(pairs, adapter=taps.Regressor)
+    term = terms.hint(pairs)
     return beside_labels(student, teacher, "hint", weight, term, budget)
 
 
@@ -213,7 +213,7 @@ def wasserstein(
         losses.wasserstein_features,
         here,
         there,
-        adapter=taps.Regressor,
+        adapter=functools.partial(Adapter, norm=True, relu=True),
         mean_weight=mean_weight,
     )
     falling = cosine_after(weight, budget.scale_steps(150), budget.scale_steps(240))

@@ -76,7 +76,7 @@ def fitnets(
     if trains is None:
         below = list(pairs)[: list(pairs).index(next(iter(guided))) + 1]
         trains = taps.up_to(student, batch, below)
-    hint: Spec = {"hint": (1.0, terms.hint(guided, adapter=taps.Regressor))}
+    hint: Spec = {"hint": (1.0, terms.hint(guided))}
     fading = optax.linear_schedule(4 / 9, 1 / 9, budget.scale_steps(4, of=5))
     soft = distill.on_logits(losses.kd, temperature=3.0)
     task: Spec = {"ce": (1.0, CE), "kd": (fading, soft)}

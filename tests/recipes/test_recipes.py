@@ -378,14 +378,22 @@ def test_taps_are_the_authors():
         assert set(params) == keys, name
 
 
-def test_the_hint_s_regressor_ends_in_batch_norm_and_relu():
-    x = jax.random.normal(jax.random.key(0), (64, 4, 4, 3))
-    regressor = _taps.Regressor((1, 4, 4, 6))
-    variables = regressor.init(jax.random.key(1), x)
-    y, _ = regressor.apply(variables, x, mutable=["batch_stats"])
-    assert y.shape == (64, 4, 4, 6) and y.min() == 0
-    # Half of what BatchNorm returns is positive, of mean square 1.
-    np.testing.assert_allclose(np.square(y).mean(), 0.5, rtol=0.1)
+@pytest.mark.parametrize("name", ["hint", "wasserstein"])
+def test_regressors_end_in_batch_norm_and_relu(name):
+    # RepDistiller models/util.py:146-152; WKD mdistiller/distillers/_common.py:61-67.
+    (stage,) = make(name).stages
+    s, t = _taps.outputs(student, (teacher, shapes()), example())
+    term = stage.spec[name][1]
+    draw = lambda x: jax.random.normal(jax.random.key(x.size), x.shape)
+    s, t = jax.tree.map(draw, s), jax.tree.map(lambda x: -abs(draw(x)), t)
+    params, state = term.init(jax.random.key(0), s, t, example())
+    norm = params["norm"]
+    shift = lambda by: {**params, "norm": {**norm, "bias": norm["bias"] + by}}
+    loss = lambda params: term.apply(params, state, s, t, example())[0]
+    # A bias of -100 after the BatchNorm closes the ReLU, whatever the convolution does.
+    closed = loss(shift(-100.0))
+    np.testing.assert_allclose(closed, loss(shift(-200.0)))
+    assert (closed != loss(params)).all()
 
 
 def test_teachers_are_those_the_method_has():
