@@ -37,15 +37,13 @@ class Step(NamedTuple):
     """One operation of a program.
 
     Attributes:
-      primitive: JAX's own.
-      params: of the primitive.
+      equation: JAX's own, for its primitive and parameters.
       inputs: the numbers of the values that it reads.
       outputs: the numbers of the values that it computes.
       scope: path of the name scopes (in linen, the modules) that it was traced in.
     """
 
-    primitive: Any
-    params: dict[str, Any]
+    equation: Any
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     scope: str
@@ -53,7 +51,12 @@ class Step(NamedTuple):
     @property
     def name(self) -> str:
         """The primitive's name."""
-        return self.primitive.name
+        return self.equation.primitive.name
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The primitive's parameters."""
+        return self.equation.params
 
 
 class Program(NamedTuple):
@@ -121,9 +124,9 @@ def times(step: Step) -> int:
 
 def evaluate(step: Step, *values: Any) -> list[Any]:
     """Compute, or trace, the results of one step."""
-    params = step.primitive.get_bind_params(step.params)
-    out = step.primitive.bind(*values, **params)
-    return list(out) if step.primitive.multiple_results else [out]
+    primitive = step.equation.primitive
+    out = primitive.bind(*values, **primitive.get_bind_params(step.params))
+    return list(out) if primitive.multiple_results else [out]
 
 
 def run(
@@ -168,9 +171,7 @@ def _append(program, jaxpr, args, scope, opened) -> list[int]:
             outputs = _append(program, called, inputs, here, opened)
         else:
             outputs = [_new(program, v.aval) for v in eqn.outvars]
-            program.steps.append(
-                Step(eqn.primitive, eqn.params, tuple(inputs), tuple(outputs), here)
-            )
+            program.steps.append(Step(eqn, tuple(inputs), tuple(outputs), here))
         numbers.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in inner.outvars]
 

@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxkd import _tree
+from jaxkd import _tree, jaxpr
 from jaxkd.models.convolution import conv_general_dilated, plain_convolutions
 
 ROOM = "quantized"  # the name scope whose inside names the layers
-CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
-CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
 LINEAR = {"conv_general_dilated", "dot_general"}
 
 
@@ -84,70 +82,20 @@ def trace(f: Callable[..., Any], *args: Any, whole: bool = False) -> Graph:
 
     closed, shapes = jax.make_jaxpr(named, return_shape=True)(*args)
     leaves = jax.tree_util.tree_leaves_with_path(args)
-    paths = [_tree.path(keys) for keys, _ in leaves]
-    builder = _Builder([], {}, [], whole)
-    inputs = [_new(builder, v.aval) for v in closed.jaxpr.invars]
-    outputs = _inline(builder, closed.jaxpr, closed.consts, inputs, "")
+    program = jaxpr.flatten(closed, lambda name, body: _opened(name, body, whole))
+    ops = [
+        Op(_kind(program, s), s.equation, s.inputs, s.outputs, _module(s.scope))
+        for s in program.steps
+    ]
     return Graph(
-        builder.ops,
-        inputs,
-        outputs,
-        builder.constants,
-        builder.avals,
-        paths,
+        ops,
+        program.inputs,
+        program.outputs,
+        program.constants,
+        program.avals,
+        [_tree.path(keys) for keys, _ in leaves],
         jax.tree.structure(shapes),
     )
-
-
-class _Builder(NamedTuple):
-    ops: list[Op]
-    constants: dict[int, Any]
-    avals: list[Any]
-    whole: bool
-
-
-def _new(builder: _Builder, aval: Any) -> int:
-    builder.avals.append(aval)
-    return len(builder.avals) - 1
-
-
-def _constant(builder: _Builder, value: Any, aval: Any) -> int:
-    number = _new(builder, aval)
-    builder.constants[number] = value
-    return number
-
-
-def _inline(
-    builder: _Builder, jaxpr: Any, consts: Any, args: list[int], scope: str
-) -> list[int]:
-    """Appends the operations of a program; returns the values of its results."""
-    values = dict(zip(jaxpr.invars, args, strict=True))
-    for variable, value in zip(jaxpr.constvars, consts, strict=True):
-        values[variable] = _constant(builder, value, variable.aval)
-
-    def read(atom):
-        if hasattr(atom, "val"):  # a literal
-            return _constant(builder, atom.val, atom.aval)
-        return values[atom]
-
-    for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
-        here = _join(scope, str(equation.source_info.name_stack))
-        inner = _opened(equation, builder.whole)
-        if inner is not None:
-            outputs = _inline(builder, *_parts(inner), inputs, here)
-        else:
-            outputs = [_new(builder, v.aval) for v in equation.outvars]
-            kind = _kind(equation)
-            builder.ops.append(
-                Op(kind, equation, tuple(inputs), tuple(outputs), _module(here))
-            )
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _join(scope: str, name: str) -> str:
-    return f"{scope}/{name}" if scope and name else scope or name
 
 
 def _module(scope: str) -> str:
@@ -157,24 +105,19 @@ def _module(scope: str) -> str:
     return "/".join(inside[1:])
 
 
-def _opened(equation: Any, whole: bool) -> Any:
-    """The program to put in an operation's place, or None."""
-    name, params = equation.primitive.name, equation.params
-    if name in CALLS:
-        return params.get("jaxpr", params.get("call_jaxpr"))
-    if name in CUSTOM:
-        inner = params["call_jaxpr"]
-        if _kind(equation) == "select":  # exporters know it as a maximum of windows
-            return None
-        body = equations(_parts(inner)[0])
-        if whole or any(e.primitive.name in LINEAR for e in body):
-            return inner
-    return None
+def _opened(name: str, body: jaxpr.Program, whole: bool) -> bool:
+    """Whether to put the steps of a call in its place."""
+    if name not in jaxpr.CUSTOM:
+        return True
+    if _what(body) == "select":  # exporters know it as a maximum of windows
+        return False
+    return whole or bool(LINEAR & _names(body))
 
 
-def _parts(program: Any) -> tuple[Any, Any]:
-    """A program and its constants; not every version of JAX keeps them together."""
-    return getattr(program, "jaxpr", program), getattr(program, "consts", ())
+def _names(program: jaxpr.Program) -> set[str]:
+    """The names of all primitives of a program, also inside its loops."""
+    inside = [_names(body) for step in program.steps for body in jaxpr.bodies(step)]
+    return {step.name for step in program.steps}.union(*inside)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -208,25 +151,24 @@ MOVES = {
 }  # what they give are numbers that they were given
 
 
-def _kind(equation: Any) -> str:
-    name = equation.primitive.name
-    if name in CUSTOM:
-        body = [
-            e
-            for e in equations(_parts(equation.params["call_jaxpr"])[0])
-            if e.primitive.name not in CALLS
-        ]
-        if len(body) == 1 and _is_relu(body[0]):
-            return "relu"
-        if {e.primitive.name for e in body} <= MOVES | {"max"}:
-            return "select"
-    return "relu" if _is_relu(equation) else name
+def _kind(program: jaxpr.Program, step: jaxpr.Step) -> str:
+    if step.name in jaxpr.CUSTOM:
+        return _what(jaxpr.bodies(step)[0]) or step.name
+    return "relu" if _is_relu(program, step) else step.name
 
 
-def _is_relu(equation: Any) -> bool:
-    return equation.primitive.name == "max" and any(
-        hasattr(v, "val") and np.ndim(v.val) == 0 and v.val == 0
-        for v in equation.invars
+def _what(body: jaxpr.Program) -> str | None:
+    """The kind of a function with a derivative of its own, if it has one."""
+    if len(body.steps) == 1 and _is_relu(body, body.steps[0]):
+        return "relu"
+    return "select" if _names(body) <= MOVES | {"max"} else None
+
+
+def _is_relu(program: jaxpr.Program, step: jaxpr.Step) -> bool:
+    known = [program.constants[i] for i in step.inputs if i in program.constants]
+    return step.name == "max" and any(
+        not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0 and value == 0
+        for value in known
     )
 
 
