@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd import data, distill, losses, recipes, transfer
+from jaxkd import _tree, data, distill, losses, recipes, transfer
 from jaxkd.data import augment
 from jaxkd.models.net import Net
 from jaxkd.recipes import Budget, _taps
@@ -387,8 +387,9 @@ def test_regressors_end_in_batch_norm_and_relu(name):
     draw = lambda x: jax.random.normal(jax.random.key(x.size), x.shape)
     s, t = jax.tree.map(draw, s), jax.tree.map(lambda x: -abs(draw(x)), t)
     params, state = term.init(jax.random.key(0), s, t, example())
-    norm = params["norm"]
-    shift = lambda by: {**params, "norm": {**norm, "bias": norm["bias"] + by}}
+    shift = lambda by: _tree.map_with_path(
+        lambda path, x: x + by if path.endswith("norm/bias") else x, params
+    )
     loss = lambda params: term.apply(params, state, s, t, example())[0]
     # A bias of -100 after the BatchNorm closes the ReLU, whatever the convolution does.
     closed = loss(shift(-100.0))
