@@ -260,11 +260,14 @@ def _prepare(asked: argparse.Namespace, began: list[str]) -> None:
 
 
 def _config(asked: argparse.Namespace, began: list[str]) -> None:
-    from jaxkd.pipeline import reading, toml
+    from jaxkd.pipeline import reading
 
     if asked.list:
         print("\n".join(reading.shipped()))
-    elif asked.defaults:
+        return
+    from jaxkd.pipeline import toml
+
+    if asked.defaults:
         print(toml.dumps(toml.defaults(), comments=True), end="")
     elif asked.config:
         config = reading.load(asked.config, asked.set)

@@ -5,9 +5,10 @@
 
 A configuration (`config.Config`, TOML) names the data, the models and the stages, each
 of which changes one model: `train`, `distill`, `transfer`, `prune`, `quantize`,
-`search`, `finetune`, `export`. A run is one seed. It can be killed at any moment and
-resumed; on the same device the outcome is the same, bit for bit. SIGTERM, which
-schedulers send, is one Ctrl-C: the epoch under way is finished and saved.
+`search`, `finetune`, `evaluate`, `export`, each a class of `jaxkd.pipeline.stages`. A
+run is one seed. It can be killed at any moment and resumed; on the same device the
+outcome is the same, bit for bit. SIGTERM, which schedulers send, is one Ctrl-C: the
+epoch under way is finished and saved.
 
 One process makes a run. Of several processes of one job (see `jaxkd.processes`) the
 first makes it, and the others end.
@@ -53,7 +54,8 @@ A row of metrics.jsonl has "stage" (its name), "kind", "model", and
   failed, with "error"), "macs", "parameters", "seconds";
 * of a prune stage: "dropped" (units removed by group), "macs", "parameters";
 * of a transfer: "copied" (how many variables), "fresh" (paths of the others); of a
-  quantize stage without epochs: "calibrated" (images); of an export: "files".
+  quantize stage without epochs: "calibrated" (images); of an export: "files";
+* of an evaluate stage: "split", "images" (how many), "accuracy", "nll".
 
 "seconds" and "images/s" are timings; all else is the same in each run of a
 configuration. After a resume the file has each row once, as if it had never stopped.

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxkd import _tree, cost, models
-from jaxkd.compress import prune, quantize, search
+from jaxkd._text import alternatives
+from jaxkd.compress import quantize, search
 from jaxkd.compress.quantize.net import RANGES, STEPS
 from jaxkd.models.net import Net
-from jaxkd.pipeline.config import Cnn, Mlp, Model, Space, Zoo
+from jaxkd.pipeline.parts import Cnn, Mlp, Model, Space, Zoo
 
 Step = dict[str, Any]
 
@@ -37,6 +38,24 @@ class Held(NamedTuple):
     params: Any = None
     state: Any = None
     recipe: tuple[Step, ...] = ()
+
+
+class Origin(NamedTuple):
+    """What a model is made from, for replaying its recipe.
+
+    Attributes:
+      model: its table.
+      params: its variables at the end of the recipe.
+      state: likewise, what moves without a gradient.
+      classes: of the data.
+      image_shape: of one image.
+    """
+
+    model: Model
+    params: Any
+    state: Any
+    classes: int
+    image_shape: tuple[int, ...]
 
 
 def base(model: Model, classes: int) -> Net:
@@ -92,31 +111,20 @@ def build(
     Raises:
       ValueError: if a step is not known.
     """
-    before = [step["shapes"] for step in recipe if step["step"] == "fold"]
+    from jaxkd.pipeline.stages import STEPS as REPLAYS  # the stages need networks
+
     params = {k: v for k, v in params.items() if k != STEPS}
     state = {k: v for k, v in state.items() if k != RANGES}
-    chosen = [step["values"] for step in recipe if step["step"] == "choose"]
-    if chosen:
-        net = space(model, classes).build(**_tuples(chosen[0]))
-    else:
-        net = base(model, classes)
+    origin = Origin(model, params, state, classes, image_shape)
+    net = None if isinstance(model, Space) else base(model, classes)
     for step in recipe:
-        if step["step"] == "prune":
-            net = prune.resized(net)
-        elif step["step"] == "fold":
-            zeros = _zeros(before[0])
-            net, *_ = quantize.fold(net, *zeros, image_shape, check=False)
-        elif step["step"] == "quantize":
-            how = quantization(step["how"])
-            net, *_ = quantize.quantized(net, params, state, how, image_shape)
-        elif step["step"] != "choose":
-            raise ValueError(f"the recipe has an unknown step {step['step']!r}")
+        if step["step"] not in REPLAYS:
+            hint = alternatives(step["step"], REPLAYS)
+            raise ValueError(f"the recipe has an unknown step {step['step']!r}{hint}")
+        net = REPLAYS[step["step"]](net, step, origin)
+    if net is None:
+        raise ValueError("a space has no network before a search")
     return net
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of a space, which JSON made lists of."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def quantization(how: dict[str, Any]) -> quantize.Quantization:
@@ -131,7 +139,8 @@ def shapes(params: Any, state: Any) -> dict[str, Any]:
     return {path: [list(a.shape), str(a.dtype)] for path, a in leaves.items()}
 
 
-def _zeros(shapes: dict[str, Any]) -> tuple[Any, Any]:
+def zeros(shapes: dict[str, Any]) -> tuple[Any, Any]:
+    """Parameters and state of these `shapes`, zeros."""
     nested: dict[str, Any] = {"params": {}, "state": {}}
     for path, (shape, dtype) in shapes.items():
         *above, name = path.split("/")

@@ -14,7 +14,7 @@ import optax
 from jaxkd import distill, losses, terms
 from jaxkd._text import alternatives
 from jaxkd.pipeline import schema
-from jaxkd.pipeline.config import NAME, Losses, Ramp, Weight
+from jaxkd.pipeline.parts import NAME, Losses, Ramp, Weight
 
 Knobs = dict[str, Any]
 OWN = ("loss", "weight")

@@ -1,16 +1,19 @@
 """From a stage's optimizer and schedule to an optax transformation."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
 
 from jaxkd import transfer
-from jaxkd.pipeline.config import Optimizer, Schedule, Training
+from jaxkd.pipeline.parts import Optimizer, Schedule
+
+if TYPE_CHECKING:  # it has an optimiser itself
+    from jaxkd.pipeline.stages.training import Training
 
 
-def of(stage: Training, steps: int) -> optax.GradientTransformation:
+def of(stage: "Training", steps: int) -> optax.GradientTransformation:
     """The optimiser of a stage whose epochs have so many steps."""
     rate = schedule(stage.schedule, stage.optimizer.rate, stage.epochs, steps)
     tx = transformation(stage.optimizer, rate)

@@ -1,7 +1,5 @@
 """Whether the stages of a configuration make sense, one after another."""
 
-import dataclasses
-import importlib.util
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -9,58 +7,24 @@ from collections.abc import Iterable
 import msgspec
 
 from jaxkd._text import alternatives
-from jaxkd.pipeline.config import (
-    NAME,
-    AnyStage,
-    Config,
-    Distill,
-    Export,
-    Finetune,
-    Prune,
-    Quantize,
-    Search,
-    Space,
-    Stage,
-    Taught,
-    Train,
-    Transfer,
-    Zoo,
-)
-
-PACKAGES = {
-    "tflite": ("litert_converter", "litert"),
-    "onnx": ("onnx", "onnx"),
-}
-
-
-def kind_of(stage: Stage) -> str:
-    """A stage's kind: "train", "distill", ..."""
-    return str(stage.__struct_config__.tag)
+from jaxkd.pipeline.config import AnyStage, Config
+from jaxkd.pipeline.parts import NAME, Space, Zoo
+from jaxkd.pipeline.stages.stage import Known
 
 
 def named(config: Config) -> Config:
     """The configuration with a name for each stage: its kind, numbered if need be."""
-    counts = Counter(kind_of(s) for s in config.stages if not s.name)
+    counts = Counter(s.kind for s in config.stages if not s.name)
     seen: Counter = Counter()
     stages = []
     for stage in config.stages:
-        kind = kind_of(stage)
+        kind = stage.kind
         if not stage.name:
             seen[kind] += 1
             name = f"{kind}-{seen[kind]}" if counts[kind] > 1 else kind
             stage = msgspec.structs.replace(stage, name=name)
         stages.append(stage)
     return msgspec.structs.replace(config, stages=tuple(stages))
-
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """What has become of a model so far."""
-
-    trained: bool = False
-    chosen: bool = True
-    pruned: bool = False
-    quantized: bool = False
 
 
 def check(config: Config) -> None:
@@ -81,11 +45,10 @@ def check(config: Config) -> None:
         for name, model in config.models.items()
     }
     for place, stage in enumerate(config.stages):
-        here = f"stages.{place} ({kind_of(stage)})"
+        here = f"stages.{place} ({stage.kind})"
         try:
             _models_exist(stage, models)
-            models[stage.model] = _after(stage, models)
-            _losses(stage)
+            models[stage.model] = stage.check(models)
         except ValueError as error:
             raise ValueError(f"{here}: {error}") from error
 
@@ -157,7 +120,7 @@ def _zoo(key: str, name: str) -> None:
 def _models_exist(stage: AnyStage, models: dict[str, Known]) -> None:
     for field in ("model", "teacher", "source"):
         name = getattr(stage, field, "")
-        if not name and (field == "teacher" and not isinstance(stage, Distill)):
+        if not name and field == "teacher" and not stage.needs_teacher:
             continue
         if field != "model" and not hasattr(stage, field):
             continue
@@ -165,80 +128,3 @@ def _models_exist(stage: AnyStage, models: dict[str, Known]) -> None:
             raise ValueError(f"{field}: no model {name!r}{alternatives(name, models)}")
         if field != "model" and name == stage.model:
             raise ValueError(f"{field}: {name!r} is the model itself")
-
-
-def _after(stage: AnyStage, models: dict[str, Known]) -> Known:
-    """What the stage makes of its model.
-
-    Raises:
-      ValueError: if it cannot.
-    """
-    model, name = models[stage.model], stage.model
-    if isinstance(stage, Search):
-        if model.chosen:
-            raise ValueError(
-                f"model: {name!r} is not a space that has yet to be chosen"
-            )
-        return dataclasses.replace(model, chosen=True)
-    if not model.chosen:
-        raise ValueError(f"model: {name!r} is a space; a search stage must come first")
-    for field in ("teacher", "source"):
-        other = getattr(stage, field, "")
-        if other and not models[other].trained:
-            raise ValueError(
-                f"{field}: {other!r} has not been trained: put a train stage with "
-                f'model = "{other}" before this one, or give models.{other}.weights'
-            )
-    if isinstance(stage, Train) and model.trained:
-        raise ValueError(
-            f"model: {name!r} has weights already, which train would throw away; "
-            "finetune goes on from them"
-        )
-    if isinstance(stage, Transfer) and (model.pruned or model.quantized):
-        raise ValueError(f"model: {name!r} no longer has the shapes to copy into")
-    if isinstance(stage, Finetune | Prune | Quantize | Export) and not model.trained:
-        raise ValueError(
-            f"model: {name!r} has not been trained; put a train or distill stage "
-            "before this one"
-        )
-    if isinstance(stage, Prune) and model.quantized:
-        raise ValueError(
-            f"model: {name!r} is quantized already; prune it before it is quantized"
-        )
-    if isinstance(stage, Quantize) and model.quantized:
-        raise ValueError(f"model: {name!r} is quantized already")
-    if isinstance(stage, Export):
-        _exportable(stage, model, name)
-    return dataclasses.replace(
-        model,
-        trained=True,
-        pruned=model.pruned or isinstance(stage, Prune),
-        quantized=model.quantized or isinstance(stage, Quantize),
-    )
-
-
-def _exportable(stage: Export, model: Known, name: str) -> None:
-    if stage.int8 and not model.quantized:
-        raise ValueError(
-            f"int8: {name!r} is not quantized; put a quantize stage before this one"
-        )
-    if len(set(stage.formats)) < len(stage.formats):
-        raise ValueError(f"formats: names one twice, {list(stage.formats)}")
-    if not stage.batch and "tflite" in stage.formats:
-        raise ValueError("batch: a tflite file takes a fixed number of images, not 0")
-    for format in stage.formats:
-        package, extra = PACKAGES.get(format, ("", ""))
-        if package and importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"formats: {format} needs {package}: "
-                f"pip install 'jaxkd-distill[{extra}]'"
-            )
-
-
-def _losses(stage: AnyStage) -> None:
-    if isinstance(stage, Quantize) and stage.lsq and stage.activation == "dynamic":
-        raise ValueError("lsq: learns steps of static ranges; activation is dynamic")
-    if isinstance(stage, Taught):
-        from jaxkd.pipeline import objective
-
-        objective.check(stage.losses, stage.temperature, teacher=stage.teacher)

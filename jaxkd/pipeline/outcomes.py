@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd import checkpoint, store
-from jaxkd.pipeline import directory, measuring, order, state
+from jaxkd.pipeline import directory, measuring, state
 from jaxkd.pipeline.config import AnyStage, Config
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.stages.job import Job, Made
@@ -45,7 +45,7 @@ def of_stage(
     about = {
         "index": job.place,
         "stage": stage.name,
-        "kind": order.kind_of(stage),
+        "kind": stage.kind,
         "model": stage.model,
         "directory": f"stages/{job.folder.name}",
     }

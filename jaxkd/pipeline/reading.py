@@ -5,13 +5,16 @@ import os
 import pathlib
 import tomllib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from jaxkd._text import did_you_mean
-from jaxkd.pipeline import order, schema, settings
-from jaxkd.pipeline.config import Config
+from jaxkd.pipeline import schema, settings
+
+# Configurations know their stages, and so load JAX: only once there is a file to read.
+if TYPE_CHECKING:
+    from jaxkd.pipeline.config import Config
 
 SUFFIX = ".toml"
 
@@ -23,7 +26,7 @@ def shipped() -> list[str]:
     return sorted(n.removesuffix(SUFFIX) for n in names if n.endswith(SUFFIX))
 
 
-def load(path: str | os.PathLike, changes: Sequence[str] = ()) -> Config:
+def load(path: str | os.PathLike, changes: Sequence[str] = ()) -> "Config":
     """A configuration from a file, with changes from the command line.
 
     Args:
@@ -51,12 +54,14 @@ def load(path: str | os.PathLike, changes: Sequence[str] = ()) -> Config:
     return resolved(config, name)
 
 
-def resolved(config: Config, name: str) -> Config:
+def resolved(config: "Config", name: str) -> "Config":
     """Give each stage a name and check that the stages can follow each other.
 
     Raises:
       ValueError: naming the file, the stage, and what to do.
     """
+    from jaxkd.pipeline import order
+
     config = order.named(config)
     try:
         order.check(config)
@@ -83,12 +88,14 @@ def _text(path: str | os.PathLike) -> tuple[str, str]:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def decoded(raw: Any, name: str) -> Config:
+def decoded(raw: Any, name: str) -> "Config":
     """The configuration of what a TOML file holds.
 
     Raises:
       ValueError: naming the file, the key, what was expected, and near names.
     """
+    from jaxkd.pipeline.config import Config
+
     try:
         for problem in schema.problems(raw, Config):
             raise ValueError(f"{name}: {problem}")

@@ -19,7 +19,6 @@ from jaxkd.pipeline import (
     loading,
     measuring,
     networks,
-    order,
     outcomes,
     reading,
     state,
@@ -27,7 +26,6 @@ from jaxkd.pipeline import (
 )
 from jaxkd.pipeline.config import AnyStage, Config
 from jaxkd.pipeline.networks import Held
-from jaxkd.pipeline.stages import kinds
 from jaxkd.pipeline.stages.job import Job
 from jaxkd.pipeline.world import World
 
@@ -51,10 +49,10 @@ def rehearse(config: Config, world: World) -> None:
         for place, stage in enumerate(config.stages):
             job = _job(config, place, world, models, pathlib.Path(nowhere), "", silent)
             try:
-                held = kinds.rehearse(stage, job)
+                held = stage.rehearse(job)
             except (ValueError, KeyError) as error:
                 text = error.args[0] if error.args else error
-                here = f"stages.{place} ({order.kind_of(stage)})"
+                here = f"stages.{place} ({stage.kind})"
                 raise ValueError(f"{here}: {text}") from error
             models = {**models, stage.model: held}
 
@@ -197,7 +195,7 @@ def _stage(stage: AnyStage, job: Job, done: Progress) -> Progress:
     """Runs a stage, and keeps what it has made in its `final`."""
     begin = time.perf_counter()
     _open_folder(job)
-    made = kinds.run(stage, job)
+    made = stage.run(job)
     seconds = time.perf_counter() - begin
     result, logits = outcomes.of_stage(stage, job, made, done.teacher, seconds)
     if result is not None and logits is not None:

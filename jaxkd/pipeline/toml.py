@@ -7,8 +7,10 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from jaxkd.pipeline import config as parts
-from jaxkd.pipeline.config import Config, Value
+from jaxkd.pipeline import parts
+from jaxkd.pipeline.config import Config
+from jaxkd.pipeline.parts import Value
+from jaxkd.pipeline.stages import KINDS, Train
 
 
 def dumps(config: Config, *, comments: bool = False) -> str:
@@ -123,15 +125,8 @@ def defaults() -> Config:
             "searched": parts.Space(),
         },
         stages=(
-            parts.Train(model="teacher"),
-            parts.Train(model="source"),
-            parts.Search(model="searched"),
-            parts.Transfer(source="source"),
-            parts.Distill(),
-            parts.Prune(),
-            parts.Finetune(),
-            parts.Quantize(),
-            parts.Export(),
-            parts.Train(model="searched"),
+            Train(model="teacher"),
+            Train(model="source"),
+            *(kind(**kind.shown) for kind in KINDS),
         ),
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxkd import data
 from jaxkd.data import augment
-from jaxkd.pipeline.config import Data
+from jaxkd.pipeline.parts import Data
 from jaxkd.types import Batch
 
 

@@ -7,7 +7,8 @@ from typing import get_args, get_origin
 
 import msgspec
 
-from jaxkd.pipeline import config as parts
+from jaxkd.pipeline import parts
+from jaxkd.pipeline.stages import KINDS
 
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
 WILD = [
@@ -24,7 +25,7 @@ LOSSES = {
     **{"fsp": {"layers": [[["stage1", "pooled"]], [["stage1"]], 1]}, "cc": {}},
     **{"label_smoothing": {}, "reviewkd": {}, "ofd": {}, "kdd": {}, "ctkd": {}},
 }
-BY_KIND = {kind.__struct_config__.tag: kind for kind in get_args(parts.AnyStage)}
+BY_KIND = {kind.__struct_config__.tag: kind for kind in KINDS}
 NEEDED = [("teacher", "distill"), ("source", "transfer")]
 KNOBS = ["temperature", "alpha", "gamma", "negatives", "dims", "chunk", "levels", "p"]
 
@@ -71,10 +72,11 @@ class Randomly:
 
     def stages(self, name, model, trained):
         """Stages of one model, after others were trained, mostly in a fit order."""
-        rng, after = self.rng, ["finetune", "prune", "quantize", "export", "distill"]
+        rng, after = self.rng, ["finetune", "prune", "quantize", "export", "evaluate"]
+        after += ["distill"] if trained else []
         kinds = ["search"] if model.get("kind") == "space" else []
         kinds += [rng.choice(["train", *(["distill", "transfer"] if trained else [])])]
-        more = rng.sample(after if trained else after[:-1], rng.randint(0, 3))
+        more = rng.sample(after, rng.randint(0, 3))
         kinds += more if rng.random() < 0.1 else sorted(more, key=["prune"].count)[::-1]
         kinds += [rng.choice([*BY_KIND])] if rng.random() < 0.03 else []
         for kind in kinds:

@@ -7,7 +7,7 @@ import pytest
 
 from jaxkd import checkpoint, models
 from jaxkd.__main__ import main
-from jaxkd.pipeline import order, reading, toml
+from jaxkd.pipeline import reading, toml
 
 SPACE = 'kind = "space"\nspace = "resnet"\nwidths = [4, 4, 4, 4]'
 STAGES = {
@@ -18,6 +18,7 @@ STAGES = {
     "prune": "round_to = 1",
     "quantize": "epochs = 0\ncalibration = 50",
     "search": "epochs = 1\nbatch_size = 50\ncandidates = 1\nmost = 100_000",
+    "evaluate": "",
     "export": "latency = false",
 }
 FRESH = ("train", "distill", "transfer")  # whose model needs no weights
@@ -41,7 +42,7 @@ def text(kind, weights):
 
 
 def test_these_are_all_kinds():
-    assert {order.kind_of(stage) for stage in toml.defaults().stages} == {*STAGES}
+    assert {stage.kind for stage in toml.defaults().stages} == {*STAGES}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxkd.__main__ import main
-from jaxkd.pipeline import memory
+from jaxkd.pipeline import directory, memory
 
 BASE = """
 [data]
@@ -117,8 +117,9 @@ def test_the_weights_of_a_run_are_those_of_one_of_its_models(
     capsys, tmp_path, tmp_path_factory
 ):
     whole = tmp_path_factory.mktemp("run")
-    (whole / "models").mkdir()
-    for name in ("config.toml", "models/student.json", "models/teacher.json"):
+    for name in ("student", "teacher"):
+        (whole / "models" / name).mkdir(parents=True)
+    for name in (directory.CONFIG, directory.LOCK):
         (whole / name).touch()
     text = BASE.replace('"train"', '"finetune"')
     change = f"models.teacher.weights={whole}"

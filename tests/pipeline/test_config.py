@@ -32,7 +32,7 @@ def test_each_shipped_configuration_is_valid_and_says_what_it_is(name):
     config = reading.load(name)
     assert config.name == name
     assert config.data.name == name.split("-")[0]
-    kinds = {order.kind_of(stage) for stage in config.stages}
+    kinds = {stage.kind for stage in config.stages}
     wanted = {
         "distil": {"distill"},
         "fsp": {"distill"},
@@ -79,7 +79,7 @@ def test_the_defaults_name_every_key_of_every_part():
     kinds = {stage["kind"] for stage in raw["stages"]}
     assert kinds == {
         *("train", "distill", "transfer", "prune", "quantize"),
-        *("search", "finetune", "export"),
+        *("search", "finetune", "evaluate", "export"),
     }
     for stage, made in zip(raw["stages"], toml.defaults().stages, strict=True):
         fields = {field.encode_name for field in msgspec.structs.fields(type(made))}
@@ -115,8 +115,8 @@ def test_stages_are_named_after_their_kind_and_numbered_if_need_be():
     config = order.named(toml.defaults())
     names = [stage.name for stage in config.stages]
     assert names == [
-        *("train-1", "train-2", "search", "transfer", "distill", "prune"),
-        *("finetune", "quantize", "export", "train-3"),
+        *("train-1", "train-2", "search", "train-3", "transfer", "distill", "prune"),
+        *("finetune", "quantize", "evaluate", "export"),
     ]
 
 

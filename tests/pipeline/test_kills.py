@@ -66,9 +66,9 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(undisturbed, tmp_pat
 LIMITED = """
 import os, resource, sys
 from jaxkd.__main__ import main
-from jaxkd.pipeline.stages import kinds
+from jaxkd.pipeline.stages import Finetune
 
-real = kinds.run
+real = Finetune.run
 
 
 def run(stage, job):
@@ -78,7 +78,7 @@ def run(stage, job):
     return real(stage, job)
 
 
-kinds.run = run
+Finetune.run = run
 sys.exit(main(["resume", sys.argv[1]]))
 """
 

@@ -68,10 +68,11 @@ def test_wrong_words_are_explained_with_code_2(capsys, words):
     assert "usage: jaxkd" in capsys.readouterr().err
 
 
-def test_help_needs_no_jax():
+@pytest.mark.parametrize("words", [["--help"], ["config", "--list"], ["run", "digitz"]])
+def test_what_needs_no_jax_does_not_wait_for_it(words):
     code = (
         "import sys\nfrom jaxkd.__main__ import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"try: main({words})\nexcept SystemExit: pass\n"
         "print('jax' in sys.modules)"
     )
     out = subprocess.run(

@@ -1,53 +1,98 @@
 """export: files that run without this library."""
 
+import importlib.util
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
 from jaxkd import export
 from jaxkd.pipeline import memory
-from jaxkd.pipeline.config import Export
 from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.parts import about, whole
 from jaxkd.pipeline.stages.job import Job, Made, row_of
+from jaxkd.pipeline.stages.stage import Known, Stage
 from jaxkd.pipeline.world import World
 
-
-def run(stage: Export, job: Job) -> Made:
-    """Writes the files and measures each on the test images."""
-    held = job.models[stage.model]
-    folder = job.folder / "files"
-    folder.mkdir(parents=True, exist_ok=True)
-    found = write(
-        held,
-        job.world,
-        stage.formats,
-        folder,
-        stage.model,
-        batch=stage.batch,
-        latency=stage.latency,
-    )
-    root = job.folder.parents[1]
-    files = [
-        {**each, "path": (folder / each["path"]).relative_to(root).as_posix()}
-        for each in found
-    ]
-    row = {**row_of(stage), "files": [f["path"] for f in files]}
-    job.metrics.reset([])
-    job.metrics.add(row)
-    return Made(held, [row], files=tuple(files))
+PACKAGES = {
+    "tflite": ("litert_converter", "litert"),
+    "onnx": ("onnx", "onnx"),
+}
 
 
-def rehearse(stage: Export, job: Job) -> Held:
-    """Traces the network on a batch of the files."""
-    held, shape = job.models[stage.model], job.world.image_shape
-    images = jax.ShapeDtypeStruct((stage.batch or 1, *shape), jnp.float32)
-    forward = lambda params, state, x: held.net.apply(params, state, x, train=False)[0]
-    memory.traced(forward, held.params, held.state, images)
-    return held
+class Export(Stage, frozen=True, kw_only=True, tag="export", tag_field="kind"):
+    """Files that run without this library, compared with the model and timed."""
+
+    formats: Annotated[
+        tuple[Literal["stablehlo", "tflite", "onnx"], ...],
+        Meta(description="which", min_length=1, max_length=3),
+    ] = ("stablehlo",)
+    batch: Annotated[int, whole("images in a call; 0: any number", 0, 10**5)] = 1
+    int8: Annotated[bool, about("refuse a model that is not quantized")] = False
+    latency: Annotated[bool, about("time the files, one image, one thread")] = True
+
+    needs_weights: ClassVar = True
+
+    def check(self, models: Mapping[str, Known]) -> Known:
+        """Refuse formats that the model or this installation cannot have."""
+        after = super().check(models)
+        if self.int8 and not after.quantized:
+            raise ValueError(
+                f"int8: {self.model!r} is not quantized; put a quantize stage before "
+                "this one"
+            )
+        if len(set(self.formats)) < len(self.formats):
+            raise ValueError(f"formats: names one twice, {list(self.formats)}")
+        if not self.batch and "tflite" in self.formats:
+            raise ValueError(
+                "batch: a tflite file takes a fixed number of images, not 0"
+            )
+        for format in self.formats:
+            package, extra = PACKAGES.get(format, ("", ""))
+            if package and importlib.util.find_spec(package) is None:
+                raise ValueError(
+                    f"formats: {format} needs {package}: "
+                    f"pip install 'jaxkd-distill[{extra}]'"
+                )
+        return after
+
+    def run(self, job: Job) -> Made:
+        """Writes the files and measures each on the test images."""
+        held = job.models[self.model]
+        folder = job.folder / "files"
+        folder.mkdir(parents=True, exist_ok=True)
+        found = write(
+            held,
+            job.world,
+            self.formats,
+            folder,
+            self.model,
+            batch=self.batch,
+            latency=self.latency,
+        )
+        root = job.folder.parents[1]
+        files = [
+            {**each, "path": (folder / each["path"]).relative_to(root).as_posix()}
+            for each in found
+        ]
+        row = {**row_of(self), "files": [f["path"] for f in files]}
+        job.metrics.reset([])
+        job.metrics.add(row)
+        return Made(held, [row], files=tuple(files))
+
+    def rehearse(self, job: Job) -> Held:
+        """Traces the network on a batch of the files."""
+        held, shape = job.models[self.model], job.world.image_shape
+        images = jax.ShapeDtypeStruct((self.batch or 1, *shape), jnp.float32)
+        forward = lambda params, state, x: held.net.apply(
+            params, state, x, train=False
+        )[0]
+        memory.traced(forward, held.params, held.state, images)
+        return held
 
 
 def write(

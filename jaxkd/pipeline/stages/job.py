@@ -1,17 +1,21 @@
 """What a stage is given, and what it gives back."""
 
+from __future__ import annotations
+
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from jaxtyping import Array
 
-from jaxkd.pipeline.config import Config, Stage
-from jaxkd.pipeline.directory import Metrics
 from jaxkd.pipeline.networks import Held
-from jaxkd.pipeline.order import kind_of
 from jaxkd.pipeline.world import World
+
+if TYPE_CHECKING:  # they have stages themselves
+    from jaxkd.pipeline.config import Config
+    from jaxkd.pipeline.directory import Metrics
+    from jaxkd.pipeline.stages.stage import Stage
 
 
 class Job(NamedTuple):
@@ -66,4 +70,4 @@ class Made(NamedTuple):
 
 def row_of(stage: Stage) -> dict[str, Any]:
     """How each row of a stage begins."""
-    return {"stage": stage.name, "kind": kind_of(stage), "model": stage.model}
+    return {"stage": stage.name, "kind": stage.kind, "model": stage.model}

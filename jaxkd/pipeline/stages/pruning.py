@@ -1,59 +1,112 @@
 """prune: channels leave a trained model."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import numpy as np
+from msgspec import Meta
 
 from jaxkd import distill, store
 from jaxkd.compress import prune
 from jaxkd.compress.prune.metric import part
 from jaxkd.pipeline import memory
-from jaxkd.pipeline.config import Prune
 from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.parts import Patterns, about, whole
 from jaxkd.pipeline.stages.job import Job, Made, row_of
+from jaxkd.pipeline.stages.stage import Known, Stage
 
 SENSITIVITIES = "sensitivities.json"
 LEAST = 0.9  # of the cost that is left: what is far smaller is not worth comparing
 
 
-def run(stage: Prune, job: Job) -> Made:
-    """Scores the channels, chooses, removes, and checks the result."""
-    held, world = job.models[stage.model], job.world
-    net, variables = held.net, (held.params, held.state)
-    plan, target = _plan(stage, held, job)
-    store.write_file(job.folder / "groups.txt", f"{plan.listing()}\n".encode())
-    dropped = _chosen(stage, job, plan, target, held)
-    x = world.plain(job.stage_key, {"image": world.resident["image"][:8]})["image"]
-    prune.check_net(net, plan, *variables, dropped, x)
-    params, state = plan.apply(variables, dropped)
-    keep = plan.keep(dropped)
-    row = {
-        **row_of(stage),
-        "dropped": {
-            group.name: [int(u) - group.units.start for u in group.units if not keep[u]]
-            for group in plan.groups
-        },
-        "macs": plan.macs(dropped),
-        "parameters": plan.params(dropped),
-    }
-    job.metrics.reset([])
-    job.metrics.add(row)
-    pruned = Held(prune.resized(net), params, state, (*held.recipe, {"step": "prune"}))
-    return Made(pruned, [row])
+class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
+    """Channels leave a trained model."""
 
-
-def rehearse(stage: Prune, job: Job) -> Held:
-    """Finds the groups and whether the target can be met; widths stay."""
-    held = job.models[stage.model]
-    plan, _ = _plan(stage, held, job)
-    memory.traced(
-        lambda p, z: _scores(stage, job, plan, held._replace(params=p, state=z)),
-        held.params,
-        held.state,
+    method: Annotated[
+        Literal["uniform", "sensitivity", "search", "global"],
+        about("how ratios are chosen"),
+    ] = "uniform"
+    criterion: Annotated[
+        Literal["l1", "l2", "fpgm", "bn_scale", "taylor", "random"],
+        about("which channels go first"),
+    ] = "l1"
+    cost: Annotated[Literal["macs", "parameters", "bytes"], about("what falls")] = (
+        "macs"
     )
-    recipe = (*held.recipe, {"step": "prune"})
-    return held._replace(net=prune.resized(held.net), recipe=recipe)
+    ratio: Annotated[
+        float, Meta(description="by what share it falls", ge=1e-3, lt=1)
+    ] = 0.5
+    round_to: Annotated[int, whole("widths are multiples of this", 1, 1024)] = 8
+    include: Annotated[Patterns, about("patterns of layers; empty: all")] = ()
+    exclude: Annotated[Patterns, about("patterns of layers that stay")] = ()
+    step: Annotated[
+        float, Meta(description="sensitivity, search: grid of ratios", ge=1e-3, lt=1)
+    ] = 0.1
+    candidates: Annotated[int, whole("search: how many are measured", 1, 10**6)] = 100
+    recalibrate: Annotated[
+        int,
+        whole("sensitivity, search: images BatchNorm is measured on anew", 0, 10**6),
+    ] = 1000
+    examples: Annotated[
+        int, whole("taylor: training images of its gradient", 1, 10**6)
+    ] = 512
+
+    needs_weights: ClassVar = True
+    # Widths are those of the variables.
+    steps: ClassVar = {"prune": lambda net, step, origin: prune.resized(net)}
+
+    def check(self, models: Mapping[str, Known]) -> Known:
+        """Refuse a model that is quantized."""
+        after = super().check(models)
+        if after.quantized:
+            raise ValueError(
+                f"model: {self.model!r} is quantized already; prune it before it is "
+                "quantized"
+            )
+        return dataclasses.replace(after, pruned=True)
+
+    def run(self, job: Job) -> Made:
+        """Scores the channels, chooses, removes, and checks the result."""
+        held, world = job.models[self.model], job.world
+        net, variables = held.net, (held.params, held.state)
+        plan, target = _plan(self, held, job)
+        store.write_file(job.folder / "groups.txt", f"{plan.listing()}\n".encode())
+        dropped = _chosen(self, job, plan, target, held)
+        x = world.plain(job.stage_key, {"image": world.resident["image"][:8]})["image"]
+        prune.check_net(net, plan, *variables, dropped, x)
+        params, state = plan.apply(variables, dropped)
+        keep = plan.keep(dropped)
+        row = {
+            **row_of(self),
+            "dropped": {
+                group.name: [
+                    int(u) - group.units.start for u in group.units if not keep[u]
+                ]
+                for group in plan.groups
+            },
+            "macs": plan.macs(dropped),
+            "parameters": plan.params(dropped),
+        }
+        job.metrics.reset([])
+        job.metrics.add(row)
+        pruned = Held(
+            prune.resized(net), params, state, (*held.recipe, {"step": "prune"})
+        )
+        return Made(pruned, [row])
+
+    def rehearse(self, job: Job) -> Held:
+        """Finds the groups and whether the target can be met; widths stay."""
+        held = job.models[self.model]
+        plan, _ = _plan(self, held, job)
+        memory.traced(
+            lambda p, z: _scores(self, job, plan, held._replace(params=p, state=z)),
+            held.params,
+            held.state,
+        )
+        recipe = (*held.recipe, {"step": "prune"})
+        return held._replace(net=prune.resized(held.net), recipe=recipe)
 
 
 def _plan(stage: Prune, held: Held, job: Job) -> tuple[prune.Plan, prune.Target]:

@@ -1,57 +1,110 @@
 """quantize: BatchNorm is folded, ranges are measured, then it trains."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 
 from jaxkd.compress import quantize
 from jaxkd.models.net import Net
 from jaxkd.pipeline import networks
-from jaxkd.pipeline.config import Quantize
-from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.networks import Held, Origin, Step
+from jaxkd.pipeline.parts import Patterns, about, whole
 from jaxkd.pipeline.stages.job import Job, Made, row_of
-from jaxkd.pipeline.stages.training import fit, traced
+from jaxkd.pipeline.stages.stage import Known
+from jaxkd.pipeline.stages.training import Taught, fit, traced
 
 BATCH = 64  # images in a calibrating pass
 
 
-def run(stage: Quantize, job: Job) -> Made:
-    """Folds, quantizes, calibrates; trains if it has epochs."""
-    held, world = job.models[stage.model], job.world
-    net, params, state, recipe = _quantized(stage, held, job)
-    n = min(stage.calibration, len(world.train.labels))
-    seen = jax.jit(lambda image: world.plain(job.key, {"image": image})["image"])
-    images = world.resident["image"]
-    # The last, smaller batch is one more compilation, and counts as all others do.
-    batches = (seen(images[i : min(i + BATCH, n)]) for i in range(0, n, BATCH))
-    state = quantize.calibrate(net, params, state, batches)
-    if not stage.epochs:
-        row = {**row_of(stage), "calibrated": n}
-        job.metrics.reset([])
-        job.metrics.add(row)
-        return Made(Held(net, params, state, recipe), [row])
-    (params, state), rows = fit(net, stage, job, (params, state))
-    return Made(Held(net, params, state, recipe), rows, stage.epochs)
+def _fold(net: Any, step: Step, origin: Origin) -> Net:
+    """Folds BatchNorm, told by the shapes of the variables before."""
+    zeros = networks.zeros(step["shapes"])
+    net, *_ = quantize.fold(net, *zeros, origin.image_shape)
+    return net
 
 
-def rehearse(stage: Quantize, job: Job) -> Held:
-    """Folds and quantizes zeros of the model's shapes; traces an epoch."""
-    held = job.models[stage.model]
-    zeros = jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype), held.params)
-    state = jax.tree.map(lambda a: jax.numpy.ones(a.shape, a.dtype), held.state)
-    whole = held._replace(params=zeros, state=state)
-    net, params, state, recipe = _quantized(stage, whole, job)
-    before, after = quantize.size(net, params, state)
-    if before == after:
-        raise ValueError(
-            f"float_layers: {list(stage.float_layers)} fits every layer, so that "
-            "nothing is quantized"
-        )
-    params, state = jax.eval_shape(lambda: (params, state))
-    if stage.epochs:
-        params, state = traced(net, stage, job, (params, state))
-    return Held(net, params, state, recipe)
+def _quantize(net: Any, step: Step, origin: Origin) -> Net:
+    """Quantizes with the fields of `Quantization`."""
+    how = networks.quantization(step["how"])
+    net, *_ = quantize.quantized(
+        net, origin.params, origin.state, how, origin.image_shape
+    )
+    return net
+
+
+class Quantize(Taught, frozen=True, kw_only=True, tag="quantize", tag_field="kind"):
+    """Integers for weights and activations; BatchNorm is folded first."""
+
+    epochs: Annotated[
+        int, whole("of training; 0: ranges are only measured", 0, 10**6)
+    ] = 5
+    weights: Annotated[int, whole("bits", 2, 8)] = 8
+    activations: Annotated[int, whole("bits", 2, 8)] = 8
+    activation: Annotated[
+        Literal["static", "dynamic", "float"],
+        about("how the ranges of activations are determined"),
+    ] = "static"
+    per_channel: Annotated[bool, about("a scale for each output channel")] = True
+    symmetric: Annotated[bool, about("activations about 0")] = False
+    estimator: Annotated[
+        Literal["ema", "window_max", "percentile", "mse"], about("of static ranges")
+    ] = "ema"
+    lsq: Annotated[bool, about("learn the step sizes")] = False
+    calibration: Annotated[
+        int, whole("training images that ranges are measured on first", 1, 10**6)
+    ] = 512
+    float_layers: Annotated[Patterns, about("patterns of layers left in float")] = ()
+
+    needs_weights: ClassVar = True
+    steps: ClassVar = {"fold": _fold, "quantize": _quantize}
+
+    def check(self, models: Mapping[str, Known]) -> Known:
+        """Refuse a model that is quantized, and steps of ranges that change."""
+        if models[self.model].quantized:
+            raise ValueError(f"model: {self.model!r} is quantized already")
+        if self.lsq and self.activation == "dynamic":
+            raise ValueError(
+                "lsq: learns steps of static ranges; activation is dynamic"
+            )
+        return dataclasses.replace(super().check(models), quantized=True)
+
+    def run(self, job: Job) -> Made:
+        """Folds, quantizes, calibrates; trains if it has epochs."""
+        held, world = job.models[self.model], job.world
+        net, params, state, recipe = _quantized(self, held, job)
+        n = min(self.calibration, len(world.train.labels))
+        seen = jax.jit(lambda image: world.plain(job.key, {"image": image})["image"])
+        images = world.resident["image"]
+        # The last, smaller batch is one more compilation, and counts as all others do.
+        batches = (seen(images[i : min(i + BATCH, n)]) for i in range(0, n, BATCH))
+        state = quantize.calibrate(net, params, state, batches)
+        if not self.epochs:
+            row = {**row_of(self), "calibrated": n}
+            job.metrics.reset([])
+            job.metrics.add(row)
+            return Made(Held(net, params, state, recipe), [row])
+        (params, state), rows = fit(net, self, job, (params, state))
+        return Made(Held(net, params, state, recipe), rows, self.epochs)
+
+    def rehearse(self, job: Job) -> Held:
+        """Folds and quantizes zeros of the model's shapes; traces an epoch."""
+        held = job.models[self.model]
+        zeros = jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype), held.params)
+        state = jax.tree.map(lambda a: jax.numpy.ones(a.shape, a.dtype), held.state)
+        filled = held._replace(params=zeros, state=state)
+        net, params, state, recipe = _quantized(self, filled, job)
+        before, after = quantize.size(net, params, state)
+        if before == after:
+            raise ValueError(
+                f"float_layers: {list(self.float_layers)} fits every layer, so that "
+                "nothing is quantized"
+            )
+        params, state = jax.eval_shape(lambda: (params, state))
+        if self.epochs:
+            params, state = traced(net, self, job, (params, state))
+        return Held(net, params, state, recipe)
 
 
 def _quantized(

@@ -1,84 +1,120 @@
 """search: which network of a model's space, by short trainings."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 from jaxkd import log as logs
 from jaxkd.compress import search
+from jaxkd.models.net import Net
 from jaxkd.pipeline import memory, networks, optimizing
-from jaxkd.pipeline.config import Search, Space
-from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.networks import Held, Origin, Step
+from jaxkd.pipeline.parts import Optimizer, Space, about, whole
 from jaxkd.pipeline.stages.job import Job, Made, row_of
+from jaxkd.pipeline.stages.stage import Known, Stage
 
 
-def run(stage: Search, job: Job) -> Made:
-    """Searches; goes on with the journal if there is one."""
-    world = job.world
-    space, limit, controller = _search(stage, job)
-    course = _course(stage, job)
-    settings = {
-        **space.settings,
-        **limit.settings,
-        "begins": job.begins,
-        "stage": msgspec.to_builtins(stage),
-    }
-    with logs.bar(stage.name, stage.candidates) as tick:
-        found = search.run(
-            controller,
-            search.short_training(space, course, epochs=stage.epochs),
-            budget=stage.candidates,
-            feasible=limit.feasible,
-            seed=job.config.seed,
-            journal=job.folder / "journal.jsonl",
-            settings=settings,
-            progress=lambda trial: tick(
-                {} if trial.error else {"reward": trial.reward}
-            ),
-        )
-    for trial in found:
-        if trial.error:
-            job.warn(f"{stage.name}: candidate {trial.tokens} failed: {trial.error}")
-    cost = search.parameters(space, world.image_shape)
-    macs = search.macs(space, world.image_shape)
-    rows = [
-        {
-            **row_of(stage),
-            "trial": number,
-            "tokens": list(trial.tokens),
-            "values": space.values(trial.tokens),
-            **(
-                {"reward": None, "error": trial.error}
-                if trial.error
-                else {"reward": trial.reward}
-            ),
-            "macs": int(macs(trial.tokens)),
-            "parameters": int(cost(trial.tokens)),
-            "seconds": trial.seconds,
+def _choose(net: Any, step: Step, origin: Origin) -> Net:
+    """Builds the network of the space that was chosen."""
+    # JSON made lists of tuples.
+    tupled = lambda value: tuple(value) if isinstance(value, list) else value
+    values = {name: tupled(value) for name, value in step["values"].items()}
+    return networks.space(origin.model, origin.classes).build(**values)
+
+
+class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
+    """Which network of a model's space."""
+
+    controller: Annotated[Literal["anneal", "evolve", "random"], about("how")] = (
+        "anneal"
+    )
+    candidates: Annotated[int, whole("how many are trained", 1, 10**6)] = 20
+    epochs: Annotated[int, whole("of each candidate", 1, 10**6)] = 2
+    batch_size: Annotated[int, whole("images in a step", 1, 10**6)] = 128
+    optimizer: Optimizer = Optimizer()
+    limit: Annotated[Literal["macs", "parameters"], about("what is limited")] = "macs"
+    most: Annotated[int, whole("the limit, for one image", 1, 10**15)] = 2_000_000
+
+    shown: ClassVar = {"model": "searched"}
+    steps: ClassVar = {"choose": _choose}
+
+    def check(self, models: Mapping[str, Known]) -> Known:
+        """Refuse a model that is no space, or was chosen before."""
+        if models[self.model].chosen:
+            raise ValueError(
+                f"model: {self.model!r} is not a space that has yet to be chosen"
+            )
+        return dataclasses.replace(models[self.model], chosen=True)
+
+    def run(self, job: Job) -> Made:
+        """Searches; goes on with the journal if there is one."""
+        world = job.world
+        space, limit, controller = _search(self, job)
+        course = _course(self, job)
+        settings = {
+            **space.settings,
+            **limit.settings,
+            "begins": job.begins,
+            "self": msgspec.to_builtins(self),
         }
-        for number, trial in enumerate(found, start=1)
-    ]
-    job.metrics.reset(rows)
-    values = space.values(search.best(found).tokens)
-    told = ", ".join(f"{name} {value}" for name, value in values.items())
-    job.warn(f"{stage.name}: the best of {len(found)} candidates has {told}")
-    recipe: tuple[networks.Step, ...] = ({"step": "choose", "values": values},)
-    return Made(Held(space.build(**values), recipe=recipe), rows)
+        with logs.bar(self.name, self.candidates) as tick:
+            found = search.run(
+                controller,
+                search.short_training(space, course, epochs=self.epochs),
+                budget=self.candidates,
+                feasible=limit.feasible,
+                seed=job.config.seed,
+                journal=job.folder / "journal.jsonl",
+                settings=settings,
+                progress=lambda trial: tick(
+                    {} if trial.error else {"reward": trial.reward}
+                ),
+            )
+        for trial in found:
+            if trial.error:
+                job.warn(f"{self.name}: candidate {trial.tokens} failed: {trial.error}")
+        cost = search.parameters(space, world.image_shape)
+        macs = search.macs(space, world.image_shape)
+        rows = [
+            {
+                **row_of(self),
+                "trial": number,
+                "tokens": list(trial.tokens),
+                "values": space.values(trial.tokens),
+                **(
+                    {"reward": None, "error": trial.error}
+                    if trial.error
+                    else {"reward": trial.reward}
+                ),
+                "macs": int(macs(trial.tokens)),
+                "parameters": int(cost(trial.tokens)),
+                "seconds": trial.seconds,
+            }
+            for number, trial in enumerate(found, start=1)
+        ]
+        job.metrics.reset(rows)
+        values = space.values(search.best(found).tokens)
+        told = ", ".join(f"{name} {value}" for name, value in values.items())
+        job.warn(f"{self.name}: the best of {len(found)} candidates has {told}")
+        recipe: tuple[networks.Step, ...] = ({"step": "choose", "values": values},)
+        return Made(Held(space.build(**values), recipe=recipe), rows)
 
-
-def rehearse(stage: Search, job: Job) -> Held:
-    """Finds whether the limit can be met; traces the cheapest candidate's training."""
-    images = len(job.world.train.labels)
-    if stage.batch_size > images:
-        raise ValueError(
-            f"batch_size: {stage.batch_size} is more than the {images} training images"
-        )
-    space, limit, _ = _search(stage, job)
-    net = space.net(search.within(limit, limit.cheapest, space.sizes))
-    course = _course(stage, job)
-    training = search.training_program(net, course, stage.epochs)
-    memory.traced(training, job.key[None], None, course.resident, course.held_out)
-    return Held(net)
+    def rehearse(self, job: Job) -> Held:
+        """Find whether the limit can be met; trace the cheapest one's training."""
+        images = len(job.world.train.labels)
+        if self.batch_size > images:
+            raise ValueError(
+                f"batch_size: {self.batch_size} is more than the {images} training "
+                "images"
+            )
+        space, limit, _ = _search(self, job)
+        net = space.net(search.within(limit, limit.cheapest, space.sizes))
+        course = _course(self, job)
+        training = search.training_program(net, course, self.epochs)
+        memory.traced(training, job.key[None], None, course.resident, course.held_out)
+        return Held(net)
 
 
 def _course(stage: Search, job: Job) -> search.Course:

@@ -1,19 +1,21 @@
-"""The stages that train: train, distill, finetune; and the epochs of quantize."""
+"""What the stages that train have in common, and the loop of their epochs."""
 
 import shutil
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from msgspec import Meta, field
 
-from jaxkd import checkpoint, distill, evaluate, losses, train, transfer
+from jaxkd import checkpoint, distill, evaluate, train
 from jaxkd.distill import TrainState
 from jaxkd.models.net import Net
 from jaxkd.pipeline import memory, networks, objective, optimizing
-from jaxkd.pipeline.config import Finetune, Taught, Train, Training
 from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.parts import Losses, Optimizer, Patterns, Schedule, about, whole
 from jaxkd.pipeline.stages.job import Job, Made, row_of
+from jaxkd.pipeline.stages.stage import Known, Stage
 from jaxkd.types import Batch
 
 Variables = tuple[Any, Any]
@@ -37,24 +39,68 @@ class Course(NamedTuple):
     steps: int
 
 
-def run(stage: Training, job: Job) -> Made:
-    """Trains the stage's model for its epochs."""
-    held = job.models[stage.model]
-    (params, state), rows = fit(_net(stage, held), stage, job, start_of(held))
-    return Made(held._replace(params=params, state=state), rows, stage.epochs)
+class Training(Stage, frozen=True, kw_only=True):
+    """What every stage has that trains."""
+
+    epochs: Annotated[int, whole("its budget", 1, 10**6)] = 20
+    batch_size: Annotated[int, whole("images in a step", 1, 10**6)] = 128
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    trains: Annotated[
+        Patterns, about('patterns of what moves, e.g. "head/*"; empty: all')
+    ] = ()
+    take: Annotated[
+        Literal["last", "best"], about("which epoch's variables, by validation")
+    ] = "last"
+
+    def network(self, held: Held) -> Net:
+        """Return the network that is trained."""
+        return held.net
+
+    def objective(self, job: Job, steps: int) -> distill.Spec:
+        """Return the losses; `steps` are those of an epoch."""
+        return {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+
+    def rehearse(self, job: Job) -> Held:
+        """Trace an epoch."""
+        held = job.models[self.model]
+        params, state = traced(self.network(held), self, job, start_of(held))
+        return held._replace(params=params, state=state)
+
+    def run(self, job: Job) -> Made:
+        """Train the model for its epochs."""
+        held = job.models[self.model]
+        net = self.network(held)
+        (params, state), rows = fit(net, self, job, start_of(held))
+        return Made(held._replace(params=params, state=state), rows, self.epochs)
 
 
-def rehearse(stage: Training, job: Job) -> Held:
-    """Traces an epoch; gives the trained model's shapes."""
-    held = job.models[stage.model]
-    params, state = traced(_net(stage, held), stage, job, start_of(held))
-    return held._replace(params=params, state=state)
+class Taught(Training, frozen=True, kw_only=True):
+    """What every stage has that may be taught."""
 
+    teacher: Annotated[
+        str, about("the model that teaches; empty: the labels alone")
+    ] = ""
+    temperature: Annotated[
+        float, Meta(description="of each loss that has one", ge=1e-3, le=1e4)
+    ] = 4.0
+    losses: Annotated[
+        Losses,
+        about("by name: `loss` (the name if left out), `weight`, and its own knobs"),
+    ] = field(default_factory=lambda: {"ce": {"weight": 1.0}})
 
-def _net(stage: Training, held: Held) -> Net:
-    if isinstance(stage, Finetune) and stage.frozen_statistics:
-        return transfer.frozen_statistics(held.net)
-    return held.net
+    def check(self, models: Mapping[str, Known]) -> Known:
+        """Check the losses, too."""
+        after = super().check(models)
+        objective.check(self.losses, self.temperature, teacher=self.teacher)
+        return after
+
+    def objective(self, job: Job, steps: int) -> distill.Spec:
+        """Return the losses of the table."""
+        examples = {"index": job.world.train.index, "label": job.world.train.labels}
+        return objective.spec(
+            self.losses, self.temperature, steps=steps, examples=examples
+        )
 
 
 def start_of(held: Held) -> Variables | None:
@@ -76,7 +122,7 @@ def course(net: Net, stage: Training, job: Job) -> Course:
         )
     steps = examples // stage.batch_size
     teacher, teacher_variables = _teacher(stage, job)
-    spec, tx = _spec(stage, steps, job), optimizing.of(stage, steps)
+    spec, tx = stage.objective(job, steps), optimizing.of(stage, steps)
 
     def init(key: Any, teacher_variables: Any, start: Any, batch: Batch) -> TrainState:
         # A network's own init knows nothing of pruned widths or trained weights.
@@ -95,20 +141,6 @@ def _teacher(stage: Training, job: Job) -> tuple[distill.Teacher, Any]:
         return distill.nobody, None
     held = job.models[name]
     return distill.frozen(held.net), (held.params, held.state)
-
-
-def _spec(stage: Training, steps: int, job: Job) -> distill.Spec:
-    if isinstance(stage, Taught):
-        examples = {"index": job.world.train.index, "label": job.world.train.labels}
-        return objective.spec(
-            stage.losses, stage.temperature, steps=steps, examples=examples
-        )
-    if isinstance(stage, Train) and stage.label_smoothing:
-        smooth = distill.on_labels(
-            losses.label_smoothing, epsilon=stage.label_smoothing
-        )
-        return {"ce": (1.0, smooth)}
-    return {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
 
 
 def traced(
@@ -152,18 +184,16 @@ def fit(
     job.metrics.reset(rows)
     keeps = job.config.checkpoints
     best = keeps.best or stage.take == "best"
-    images = work.steps * stage.batch_size
     with checkpoint.writer(folder, keep=keeps.keep, best=best) as saving:
 
         def after(state: TrainState, row: dict[str, Any]) -> dict[str, Any]:
-            extra = {"images/s": round(images / max(row["seconds"], 1e-9), 1)}
             improves = best and row["accuracy"] > max(_accuracies(rows), default=-1)
-            rows.append(_row(stage, {**row, **extra}))
+            rows.append(_row(stage, row))
             epoch = row["epoch"]
             if improves or epoch % keeps.every == 0 or epoch == stage.epochs:
                 meta = {"begins": job.begins, "rows": rows}
                 saving.save(epoch, state, meta, score=row["accuracy"])
-            return extra
+            return {}
 
         run = train.fit(
             work.epoch,
@@ -189,7 +219,10 @@ def fit(
 
 
 def _row(stage: Training, row: dict[str, Any]) -> dict[str, Any]:
-    return {**row_of(stage), **{k: v for k, v in row.items() if k != "run"}}
+    """A row of the metrics; rates are of images, and no other timing is kept."""
+    others = ("run", "waited", "examples/s")
+    kept = {key: value for key, value in row.items() if key not in others}
+    return {**row_of(stage), **kept, "images/s": round(row["examples/s"], 1)}
 
 
 def _accuracies(rows: Rows) -> list[float]:

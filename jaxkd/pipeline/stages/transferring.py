@@ -1,41 +1,68 @@
 """transfer: weights from another model, by path and shape."""
 
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
 import jax
+from msgspec import field
 
 from jaxkd import train, transfer
-from jaxkd.pipeline.config import Transfer
 from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.parts import Patterns, about
 from jaxkd.pipeline.stages.job import Job, Made, row_of
+from jaxkd.pipeline.stages.stage import Known, Stage
 
 
-def run(stage: Transfer, job: Job) -> Made:
-    """Copies what fits into the stage's model, fresh where it has no weights."""
-    held, source = job.models[stage.model], job.models[stage.source]
-    (params, state), report = transfer.copy(
-        (source.params, source.state),
-        _own(held, job),
-        rename=stage.rename,
-        strict=stage.strict,
-        exclude=stage.exclude,
+class Transfer(Stage, frozen=True, kw_only=True, tag="transfer", tag_field="kind"):
+    """Weights from another model, by path and shape."""
+
+    source: Annotated[str, about("the model that they come from")] = "teacher"
+    rename: Annotated[dict[str, str], about("from the source's paths to its own")] = (
+        field(default_factory=dict)
     )
-    row = {**row_of(stage), "copied": len(report.copied)}
-    row["fresh"] = sorted({*report.missing, *(m[0] for m in report.mismatched)})
-    job.metrics.reset([])
-    job.metrics.add(row)
-    return Made(held._replace(params=params, state=state), [row])
+    exclude: Annotated[Patterns, about("patterns of paths that stay fresh")] = ()
+    strict: Annotated[bool, about("refuse if anything is left over")] = False
 
+    shown: ClassVar = {"source": "source"}
 
-def rehearse(stage: Transfer, job: Job) -> Held:
-    """Matches the two models' paths and shapes."""
-    held, source = job.models[stage.model], job.models[stage.source]
-    own = jax.eval_shape(lambda: _own(held, job))
-    theirs = (source.params, source.state)
-    report = transfer.match(theirs, own, rename=stage.rename, exclude=stage.exclude)
-    if not report.copied:
-        raise ValueError(f"nothing of {stage.source!r} fits {stage.model!r}:\n{report}")
-    if stage.strict and not report.complete:
-        raise ValueError(f"strict: something is left over:\n{report}")
-    return held._replace(params=own[0], state=own[1])
+    def check(self, models: Mapping[str, Known]) -> Known:
+        """Refuse a model whose shapes have changed."""
+        after = super().check(models)
+        if after.pruned or after.quantized:
+            raise ValueError(
+                f"model: {self.model!r} no longer has the shapes to copy into"
+            )
+        return after
+
+    def run(self, job: Job) -> Made:
+        """Copies what fits into the self's model, fresh where it has no weights."""
+        held, source = job.models[self.model], job.models[self.source]
+        (params, state), report = transfer.copy(
+            (source.params, source.state),
+            _own(held, job),
+            rename=self.rename,
+            strict=self.strict,
+            exclude=self.exclude,
+        )
+        row = {**row_of(self), "copied": len(report.copied)}
+        row["fresh"] = sorted({*report.missing, *(m[0] for m in report.mismatched)})
+        job.metrics.reset([])
+        job.metrics.add(row)
+        return Made(held._replace(params=params, state=state), [row])
+
+    def rehearse(self, job: Job) -> Held:
+        """Matches the two models' paths and shapes."""
+        held, source = job.models[self.model], job.models[self.source]
+        own = jax.eval_shape(lambda: _own(held, job))
+        theirs = (source.params, source.state)
+        report = transfer.match(theirs, own, rename=self.rename, exclude=self.exclude)
+        if not report.copied:
+            raise ValueError(
+                f"nothing of {self.source!r} fits {self.model!r}:\n{report}"
+            )
+        if self.strict and not report.complete:
+            raise ValueError(f"strict: something is left over:\n{report}")
+        return held._replace(params=own[0], state=own[1])
 
 
 def _own(held: Held, job: Job):
