@@ -12,7 +12,7 @@ from jaxkd import jaxpr
 
 
 class Cost(NamedTuple):
-    """What one image costs.
+    """The cost of one image.
 
     Attributes:
       parameters: numbers that training moves.
@@ -27,7 +27,7 @@ class Cost(NamedTuple):
 
 
 def of(net: Any, image_shape: tuple[int, ...]) -> Cost:
-    """The cost of a network on one image; nothing is allocated or computed.
+    """Return the cost of a network on one image; nothing is allocated or computed.
 
     Args:
       net: a `jaxkd.models.Net`, or anything with its `init` and `apply`.
@@ -48,7 +48,7 @@ def of(net: Any, image_shape: tuple[int, ...]) -> Cost:
 
 
 def parameters(tree: Any) -> int:
-    """How many numbers the arrays of a tree hold.
+    """Count the numbers in the arrays of a tree.
 
     Example:
       >>> parameters({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)})
@@ -58,7 +58,7 @@ def parameters(tree: Any) -> int:
 
 
 def bytes(tree: Any) -> int:
-    """How many bytes the arrays of a tree hold.
+    """Count the bytes of the arrays of a tree.
 
     Example:
       >>> bytes({"kernel": jnp.ones((3, 4), jnp.bfloat16), "bias": jnp.ones(4)})
@@ -71,7 +71,7 @@ def bytes(tree: Any) -> int:
 
 
 def macs(f: Callable[..., Any], *args: Any) -> int:
-    """Multiply-accumulates of the convolutions and matrix products of `f(*args)`.
+    """Count the multiply-accumulates of convolutions and matrix products.
 
     Counted in the traced program: exact for groups and dilation; positions in a
     convolution's padding count, as in the literature; additions, normalisation and
@@ -93,12 +93,12 @@ def macs(f: Callable[..., Any], *args: Any) -> int:
 
 
 def program_macs(program: jaxpr.Program) -> int:
-    """`macs` of a function that is traced already."""
+    """Count the multiply-accumulates of a traced function, as `macs` does."""
     return sum(step_macs(program, step) for step in program.steps)
 
 
 def step_macs(program: jaxpr.Program, step: jaxpr.Step) -> int:
-    """`macs` of one step of a program."""
+    """Count the multiply-accumulates of one step of a program."""
     if step.name not in ("conv_general_dilated", "dot_general"):
         inside = [program_macs(body) for body in jaxpr.bodies(step)]
         if step.name == "cond":

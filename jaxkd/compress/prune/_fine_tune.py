@@ -41,7 +41,7 @@ def fine_tuner(
     tx: optax.GradientTransformation,
     spec: Spec | None = None,
 ) -> Distiller:
-    """The procedure that trains a pruned network, taught by the unpruned one.
+    """Build the Distiller that trains a pruned network, taught by the unpruned one.
 
     The unpruned variables are the teacher's and are passed as such::
 

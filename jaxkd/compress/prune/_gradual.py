@@ -73,7 +73,7 @@ def gradual(
     dropped: Iterable[int] | np.ndarray,
     share: Share,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimiser so that channels become zero one after another, and stay so.
+    """Wrap an optimiser so that channels become zero one after another, and stay so.
 
     In front of removal::
 

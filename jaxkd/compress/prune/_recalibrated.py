@@ -1,4 +1,4 @@
-"""Batch statistics taken anew: those of a whole network mislead a pruned one."""
+"""Measure batch statistics again: those of a whole network mislead a pruned one."""
 
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ def recalibrated(
     batch_size: int = IMAGES,
     seed: int = 0,
 ) -> State:
-    """Gives BatchNorm the statistics of a network as it is now, without a gradient.
+    """Give BatchNorm the statistics of a network as it is now, without a gradient.
 
     Each is the mean over the batches b of what a training pass finds there::
 

@@ -24,7 +24,7 @@ Make = Callable[[Sequence[int], Sequence[int]], searches.Controller]
 
 
 class Found(NamedTuple):
-    """What a search has found.
+    """The result of a search.
 
     Attributes:
       dropped: the units to remove, of the best candidate; the target is met.
@@ -63,7 +63,7 @@ def search(
     journal: str | os.PathLike | None = None,
     progress: Callable[[searches.Trial], None] = lambda trial: None,
 ) -> Found:
-    """Searches the ratio of each group that keeps the metric highest under a target.
+    """Search the ratio of each group that keeps the metric highest under a target.
 
     Candidates that cost too much are not evaluated. Annealing starts at the uniform
     solution on the grid, and so is never worse than that in the metric of the search.
@@ -84,7 +84,7 @@ def search(
         as the start does. Without training, masked networks may be so bad that much
         smaller ones look as good; 0.9 keeps to those worth comparing.
       seed: of the search.
-      journal: its file; a search that was killed goes on from there to the same answer.
+      journal: its file; a search that was killed resumes from it, with the same result.
       progress: called with each candidate that was evaluated.
 
     Returns:
@@ -146,7 +146,7 @@ def grid_of(
     """
     grid = (0.0, *check_ratios("grid", grid))
     tried = [sorted({width_at(w, r) for r in grid}) for w in target.widths]
-    # Of widths that are not on the grid, the price keeps everybody away.
+    # Widths that are not on the grid are never chosen: their price is infinite.
     prices = [
         np.where(np.isin(w, own), 1 - w / w[-1], np.inf)
         for w, own in zip(target.widths, tried, strict=True)

@@ -25,7 +25,7 @@ Points = dict[int, float]  # from how many units a group keeps to the metric
 
 
 class Curves(NamedTuple):
-    """What pruning one group alone does to a metric.
+    """The drop of a metric when one group alone is pruned.
 
     Attributes:
       whole: the metric of the whole network.
@@ -71,7 +71,7 @@ def sensitivity(
       metric: e.g. from `masked_metric`.
       ratios: at which each group is measured, in [0, 1); no group loses more than the
         greatest.
-      file: JSON, written after every measurement; one that is there is gone on with.
+      file: JSON, written after every measurement; an existing file is resumed.
 
     Returns:
       The numbers of the units to remove; the target is met.
@@ -113,7 +113,7 @@ def curves(
     file: str | os.PathLike | None = None,
     progress: Callable[[str, int, float], None] = lambda name, kept, value: None,
 ) -> Curves:
-    """Measures what pruning each group alone does to the metric.
+    """Measure what pruning each group alone does to the metric.
 
     Args:
       plan: of the network.
@@ -121,7 +121,7 @@ def curves(
       target: whose widths are measured.
       metric: e.g. from `masked_metric`.
       ratios: at which each group is measured, in [0, 1), rounded to those widths.
-      file: JSON, written after every measurement; one that is there is gone on with.
+      file: JSON, written after every measurement; an existing file is resumed.
       progress: called after each with the group's name, its width and the metric.
 
     Returns:
@@ -164,7 +164,7 @@ def _measured(metric: Metric, keep: np.ndarray) -> float:
 def equal_loss(
     plan: Plan, scores: ArrayLike, target: Target, curves: Curves
 ) -> np.ndarray:
-    """The units to remove so that each group's predicted drop is at most a common one.
+    """Return the units to remove for an equal predicted drop in every group.
 
     Args:
       plan: of the network.

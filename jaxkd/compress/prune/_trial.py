@@ -1,4 +1,4 @@
-"""Whether a pruned network's program is the whole one's with fewer channels.
+"""Try whether a pruned network's program is the whole one's with fewer channels.
 
 Nothing is computed: programs are traced and compared step by step.
 """
@@ -95,7 +95,7 @@ def _modules_entered(entered: list[str]) -> Iterator[None]:
 
 
 def other_operation(whole: jaxpr.Program, pruned: jaxpr.Program) -> str | None:
-    """The first step of the pruned program that the whole one has not, as a reason."""
+    """Return the first step that only the pruned program has, as a reason."""
     end = ("nothing", "the end")
     steps = [
         (*((step.name, step.scope) for step in program.steps), end)
@@ -114,7 +114,7 @@ def other_operation(whole: jaxpr.Program, pruned: jaxpr.Program) -> str | None:
 def other_shape(
     predicted: Iterable[Mark], keep: np.ndarray, pruned: jaxpr.Program
 ) -> str | None:
-    """The first step whose result has another shape than predicted, as a reason.
+    """Return the first step whose result has another shape than predicted.
 
     Args:
       predicted: of each step.
@@ -134,7 +134,7 @@ def other_shape(
 
 
 def other_constant(whole: jaxpr.Program, pruned: jaxpr.Program) -> str | None:
-    """The first step that reads another constant, as a reason: it is a width."""
+    """Return the first step that reads another constant: a width, as a reason."""
     for one, other in zip(whole.steps, pruned.steps, strict=True):
         for i, j in zip(one.inputs, other.inputs, strict=True):
             if i not in whole.constants or j not in pruned.constants:
@@ -154,7 +154,7 @@ def _equal(a: Any, b: Any) -> bool:
     return np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f")
 
 
-def runnable(
+def failures(
     plan: Plan,
     predicted: Sequence[Mark],
     whole: jaxpr.Program,
@@ -162,7 +162,7 @@ def runnable(
     variables: Any,
     inputs: Sequence[Any],
 ) -> dict[int, str]:
-    """Prune some units of every group and find the groups that cannot be pruned.
+    """Prune some units of every group; find the groups that cannot be pruned.
 
     Args:
       plan: of all groups.

@@ -1,4 +1,4 @@
-"""From a traced program to a `Plan`: what goes together, and what must stay."""
+"""Analyse a traced program: which channels go together, and which must stay."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -33,7 +33,7 @@ def analyse(
     reductions: str = "freeze",
     splits: str = "whole",
 ) -> Plan:
-    """Finds the channels that can be removed, and what has to go with each.
+    """Find the channels that can be removed, and what has to go with each.
 
     Nothing is computed: the program of `apply(variables, *inputs)` is traced and every
     operation asked which indices of its operands belong together. Sums tie their terms,
@@ -80,7 +80,7 @@ def analyse(
     groups, why = _grouped(ledger, parts, paths, chosen)
     plan, unit = _plan(ledger, parts, jax.tree.leaves(specs), paths, groups, why)
     predicted = _trial.marks(ledger, unit[parts.of])
-    failed = _trial.runnable(plan, predicted, program, apply, specs, inputs)
+    failed = _trial.failures(plan, predicted, program, apply, specs, inputs)
     if not failed:
         return plan
     for i, reason in failed.items():
@@ -92,7 +92,7 @@ def analyse(
 def analyse_net(
     net: Any, params: Any, state: Any, image_shape: tuple[int, ...], **how: Any
 ) -> Plan:
-    """`analyse` of a `jaxkd.models.Net`: of its logits for one image, in inference.
+    """Analyse a `jaxkd.models.Net` by its logits for one image, in inference.
 
     The variables are `{"params": params, "state": state}`; `plan.apply` also takes
     `params` or `state` alone, an optimiser's state or a whole `TrainState`.
@@ -122,7 +122,7 @@ def analyse_net(
 
 
 def logits_of(net: Any) -> Callable[[Any, Any], Any]:
-    """The function `(variables, x) -> logits` of a network, in inference."""
+    """Return the function `(variables, x) -> logits` of a network, in inference."""
 
     def logits(variables: Any, x: Any) -> Any:
         out, _ = net.apply(variables["params"], variables["state"], x, train=False)

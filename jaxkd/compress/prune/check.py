@@ -1,4 +1,4 @@
-"""Whether a pruned network is what it should be: the masked one, only smaller."""
+"""Check that a pruned network computes what the masked one does."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from jaxkd.compress.prune.plan import Plan
 
 
 class Report(NamedTuple):
-    """What a check has seen.
+    """The result of a check.
 
     Attributes:
       difference: the largest difference of the results, relative to the largest result;
@@ -35,7 +35,7 @@ def check(
     *inputs: Any,
     tolerance: float = 1e-4,
 ) -> Report:
-    """Runs the network pruned and masked and compares them; traces it and counts.
+    """Run the network pruned and masked, compare the results, count operations.
 
     The two differ if the network's code decides by a width, or has a width of its own
     in a reshape: then removal gives another network than the plan says.
@@ -51,7 +51,7 @@ def check(
       tolerance: of the results, relative to the largest.
 
     Returns:
-      What was seen. If the plan allowed reductions over channels (`Plan.inexact`), the
+      The report. If the plan allowed reductions over channels (`Plan.inexact`), the
       difference is reported and not judged.
 
     Raises:
@@ -97,7 +97,7 @@ def check(
 def check_net(
     net: Any, plan: Plan, params: Any, state: Any, dropped: Any, x: Any, **how: Any
 ) -> Report:
-    """`check` of a `jaxkd.models.Net`'s logits in inference, on a batch of images.
+    """Check a `jaxkd.models.Net` by its logits in inference, on a batch of images.
 
     Args:
       net: the network.
@@ -109,7 +109,7 @@ def check_net(
       **how: `tolerance`.
 
     Returns:
-      What was seen.
+      The report.
     """
     variables = {"params": params, "state": state}
     return check(logits_of(net), plan, variables, dropped, x, **how)

@@ -22,7 +22,7 @@ Scores = Float[Array, "units"]
 
 
 def l1(plan: Plan, params: Any, *, mean: bool = False) -> Scores:
-    """The sum of the absolute weights of each unit.
+    """Sum the absolute weights of each unit.
 
     Args:
       plan: from `analyse`.
@@ -43,7 +43,7 @@ def l1(plan: Plan, params: Any, *, mean: bool = False) -> Scores:
 
 
 def l2(plan: Plan, params: Any, *, mean: bool = False) -> Scores:
-    """The root of the sum of the squared weights of each unit.
+    """Take the root of the sum of the squared weights of each unit.
 
     Args:
       plan: from `analyse`.
@@ -62,7 +62,7 @@ def l2(plan: Plan, params: Any, *, mean: bool = False) -> Scores:
 def batch_norm_scale(
     plan: Plan, params: Any, *, mean: bool = False, scales: str = "*/scale"
 ) -> Scores:
-    """The sum of the absolute scales of each unit's normalisations.
+    """Sum the absolute scales of each unit's normalisations.
 
     Means something if training has pressed the scales towards zero, by an L1 penalty.
 
@@ -90,7 +90,7 @@ def batch_norm_scale(
 def taylor(
     plan: Plan, params: Any, grads: Any, *, squared: bool = False, mean: bool = False
 ) -> Scores:
-    """How much the loss would change without each weight, to first order, summed.
+    """Estimate how much the loss would change without each unit, to first order.
 
     With the loss' gradient g, a weight w set to zero changes the loss by about -w g::
 
@@ -121,7 +121,7 @@ def taylor(
 
 
 def geometric_median(plan: Plan, params: Any, *, mean: bool = False) -> Scores:
-    """How far a unit's filters are from the other filters of their layers.
+    """Measure how far a unit's filters are from the other filters of their layers.
 
     The sum over a layer's filters j of the distance |w_i - w_j| is least at their
     geometric median; what is near it can be replaced by the others.

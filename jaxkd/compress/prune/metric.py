@@ -1,4 +1,4 @@
-"""How good a network is without some of its units, without training: by masking."""
+"""Measure a network without some of its units, by masking and without training."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ MEASURES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 class Metric(NamedTuple):
-    """A measurement that methods ask about candidates; greater is better.
+    """A measurement of candidates; greater is better.
 
     Attributes:
       of: from the units that remain, `bool[units]`, to the metric.
@@ -121,7 +121,7 @@ def masked_metric(
 
 
 def part(resident: Batch, n: int, seed: int) -> Batch:
-    """So many examples, or all there are: the same ones for the same seed."""
+    """Return n examples (or all, if there are fewer), the same for the same seed."""
     rows = np.random.default_rng(seed).permutation(len(resident["label"]))[:n]
     rows = np.sort(rows)
     return jax.tree.map(lambda a: a[rows], resident)

@@ -1,4 +1,4 @@
-"""What can be removed from a network, and removing it.
+"""A plan: what can be removed from a network, and how to remove it.
 
 A *unit* is the least that can be removed: one channel of a layer with everything in
 other layers that goes with it. A *group* is the units that run through the same axes of
@@ -101,14 +101,14 @@ class Products(NamedTuple):
     lengths: np.ndarray
 
     def values(self, kept: np.ndarray) -> np.ndarray:
-        """The products, where each group keeps so many units."""
+        """Return the products where each group keeps `kept` units."""
         lengths = self.fixed + self.each @ kept
         return self.factors * lengths[self.lengths].prod(axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """All there is to prune in a network, from `analyse`.
+    """What can be pruned in a network, from `analyse`.
 
     Attributes:
       groups: what may be removed.
@@ -131,7 +131,7 @@ class Plan:
 
     @property
     def units(self) -> int:
-        """How many units all groups have."""
+        """The number of units of all groups."""
         return self.groups[-1].units.stop if self.groups else 0
 
     def group(self, name: str) -> Group:
@@ -178,7 +178,7 @@ class Plan:
         return np.add.reduceat(keep.astype(np.int64), starts)
 
     def cost(self, kept: ArrayLike) -> cost.Cost:
-        """What a network costs that keeps so many units of each group, `int[groups]`.
+        """Return the cost of a network that keeps `kept` units of each group.
 
         In closed form; which of the units remain does not matter. The numbers are those
         of `jaxkd.cost` for the inputs of the analysis.
@@ -213,7 +213,7 @@ class Plan:
         return self.cost(self.kept(dropped, keep=keep)).bytes
 
     def apply(self, tree: Any, dropped: Any = (), *, keep: Any = None) -> Any:
-        """The tree without the units: every copy of the variables in it gets smaller.
+        """Remove the units from every copy of the variables in a tree.
 
         Args:
           tree: the variables, one collection of them ("params" alone, say), or any tree
@@ -237,7 +237,7 @@ class Plan:
         return self._map(select, tree)
 
     def mask(self, tree: Any, dropped: Any = (), *, keep: Any = None) -> Any:
-        """The tree with zeros for the units, all shapes as they were.
+        """Replace the units by zeros in every copy of the variables in a tree.
 
         The reference for what removal does, and the way to try many removals with one
         compilation: `keep` may be traced.
@@ -263,7 +263,7 @@ class Plan:
         return self._map(lambda leaf, a: _zero(leaf, a, every), tree)
 
     def listing(self) -> str:
-        """The groups and what must stay, to be read."""
+        """Return a text that lists the groups, and what must stay with the reasons."""
         lines = [
             f"{len(self.groups)} groups, {self.units} units, {self.params():,} "
             f"parameters, {self.macs():,} multiply-accumulates; plan {self.hash}"

@@ -1,4 +1,4 @@
-"""Running a network with the widths that its variables have.
+"""Run a network with the widths that its variables have.
 
 A linen layer is told its width twice: by its attribute `features`, and by the shape of
 its kernel. After pruning the kernel is right. So the same module runs unchanged, with
@@ -33,7 +33,7 @@ class Resized(NamedTuple):
 
 
 def resized(network: Any) -> Any:
-    """The same network, for pruned variables.
+    """Return the same network, for pruned variables.
 
     Layers of linen that have a width (`Dense`, `DenseGeneral`, `Conv`, `ConvLocal`,
     `ConvTranspose`, `Einsum`, `Embed`) take it from their kernels' shapes, and so does
@@ -174,7 +174,7 @@ def _unchecked(module: nn.Module) -> Callable[..., Any]:
 
 
 def _set(module: nn.Module, name: str, value: Any) -> None:
-    """Changes an attribute of a bound module, which linen has frozen.
+    """Change an attribute of a bound module, which linen has frozen.
 
     It is a copy that linen made for this call and throws away after it.
     """

@@ -34,7 +34,7 @@ class Target(NamedTuple):
     cost: Callable[[np.ndarray], float]
 
     def met(self, kept: Sequence[int] | np.ndarray) -> bool:
-        """Whether a network that keeps so many units of each group costs no more."""
+        """Return whether a network with `kept` units of each group costs no more."""
         return self.cost(np.asarray(kept, np.int64)) <= self.most
 
     @property
@@ -53,7 +53,7 @@ def target(
     round_to: int = 8,
     measure: Measure | Mapping[tuple[int, ...], float] | None = None,
 ) -> Target:
-    """Says what a network may cost after pruning, and checks that it can.
+    """Set what a network may cost after pruning, and check that it can be met.
 
     Methods meet a target from one side: what they return never costs more, and as
     little less as whole steps of `round_to` channels allow.
@@ -63,7 +63,7 @@ def target(
       kind: "macs", "parameters", "bytes" (of the parameters) or "latency".
       fraction: of what the network costs now, in (0, 1].
       most: instead, the cost itself.
-      round_to: groups keep a multiple of so many channels, which runtimes prefer, or
+      round_to: groups keep a multiple of this many channels, which runtimes prefer, or
         all that they have; groups with fewer keep any number of them.
       measure: for "latency", a function from the numbers of the units removed to
         milliseconds. It is asked once for each set of widths, with the last units of
@@ -163,7 +163,7 @@ def _latency(plan: Plan, measure: Any) -> Callable[[np.ndarray], float]:
 
 
 def last_units(plan: Plan, kept: Sequence[int]) -> np.ndarray:
-    """The last units of each group, of which it keeps the first so many."""
+    """Return the units to remove if each group keeps its first `kept` units."""
     numbers = [
         np.arange(group.units.start + k, group.units.stop)
         for group, k in zip(plan.groups, kept, strict=True)

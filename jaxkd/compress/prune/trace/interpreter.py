@@ -80,10 +80,10 @@ def _check_lengths(equation, value, shape):
 def _scan(
     ledger: Ledger, equation: Equation, body: jaxpr.Program, values: list[Value]
 ) -> list[Value]:
-    """A loop: what is carried keeps its labels from one turn to the next."""
+    """Walk over a loop; a carried value has the same labels in every iteration."""
     length = equation.params["length"]
     # What is looped over or stacked has one more axis outside than inside. (The
-    # parameters that say how many there are differ between JAX's versions.)
+    # parameters with the numbers of each kind differ between JAX's versions.)
     more = lambda outer, inner: sum(
         len(shape) > len(body.shape(i)) for shape, i in zip(outer, inner, strict=True)
     )
@@ -116,7 +116,7 @@ def _scan(
 
 
 def _carry(ledger: Ledger, value: Value, shape: tuple[int, ...]) -> Value:
-    """What is known of it on every turn: its labels, and no more."""
+    """Return what is known in every iteration: the labels, and no more."""
     axes = tuple(
         Axis(ledger.fresh(n)) if a.labels is None and n > 1 else Axis(a.labels)
         for a, n in zip(value.axes, shape, strict=True)

@@ -127,7 +127,7 @@ class Ledger:
     trace: list[tuple[Equation, list[Value]]] = dataclasses.field(default_factory=list)
 
     def fresh(self, length: int) -> np.ndarray:
-        """So many new labels."""
+        """Return `length` new labels."""
         self.labels += length
         return np.arange(self.labels - length, self.labels)
 

@@ -216,7 +216,7 @@ def rev(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
 
 
 def tile(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
-    """Each axis so many times, one behind the other."""
+    """Each axis is repeated as a whole, `reps` times."""
     again = lambda a, n: a if a.labels is None else Axis(np.tile(a.labels, n), a.zero)
     pairs = zip(values[0].axes, equation.params["reps"], strict=True)
     return [values[0]._replace(axes=tuple(again(a, n) for a, n in pairs))]
