@@ -96,7 +96,7 @@ def onnx(
         function_of=network.as_marked,
         emit=emit_content,
         quantize=quantize,
-        portable=True,
+        target="onnx",
         batch=batch,
         **options,
     )
@@ -112,7 +112,7 @@ def emit(closed: Any) -> Any:
     import onnx as library
 
     jaxpr, (x,) = closed.jaxpr, closed.jaxpr.invars
-    graph, shape = Graph([], []), tuple(x.aval.shape)
+    graph, shape = Graph([], [], {}, ["f"]), tuple(x.aval.shape)
     env = {
         v: Value(tuple(c.shape), const=np.asarray(c))
         for v, c in zip(jaxpr.constvars, closed.consts, strict=True)
@@ -143,7 +143,7 @@ def _read(env: dict, variable: Any) -> Value:
 def _emitted(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     """The results of one equation, by its rule."""
     name = equation.primitive.name
-    where = str(equation.source_info.name_stack) or "f"
+    where = graph.scope[0] = str(equation.source_info.name_stack) or "f"
     if name not in RULES:
         raise NotImplementedError(
             f"no ONNX operation is written for {name!r}, used in {where}; there are "

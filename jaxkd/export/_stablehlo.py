@@ -101,7 +101,7 @@ def stablehlo(
         function_of=network.as_integers,
         emit=emit,
         quantize=quantize,
-        portable=False,
+        target="xla",
         batch=batch,
         **options,
     )

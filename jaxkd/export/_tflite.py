@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +59,7 @@ def tflite(
 
     Raises:
       ImportError: without the packages of the extra `litert`.
+      NotImplementedError: if LiteRT's converter does not take an operation.
       ValueError: if the file differs from the network by more than the limit; if a
         weight or input is not finite; if anything of a quantized network stays in
         float that `float_ops` does not allow; if `quantize` does not fit the network.
@@ -99,7 +101,7 @@ def tflite(
         function_of=network.as_marked,
         emit=emit,
         quantize=None if isinstance(quantize, str) else quantize,
-        portable=True,
+        target="litert",
         batch=batch,
         **options,
     )
@@ -145,8 +147,22 @@ def convert(exported: Any, strict: bool) -> bytes:
         )
         config = api.ConvertToTFLConfig()
         config.strict_qdq_mode = strict
-        api.run_convert_to_tfl_passes(module, passmanager.PassManager(), config)
-        return bytes(api.export_flatbuffer_to_bytes(module.operation))
+        try:
+            api.run_convert_to_tfl_passes(module, passmanager.PassManager(), config)
+            return bytes(api.export_flatbuffer_to_bytes(module.operation))
+        except Exception as error:  # of several types, with MLIR's own text
+            raise NotImplementedError(_refusal(str(error))) from error
+
+
+def _refusal(text: str) -> str:
+    """What a failure of the converter means, with the operation if it names one."""
+    named = re.search(r"failed to legalize operation '([\w.]+)'", text)
+    what = f"the operation {named[1]}" if named else "an operation"
+    first = text.split("\n")[0]
+    return (
+        f"LiteRT's converter has no form of {what} in this network: write it as onnx "
+        f"or stablehlo, or use another operation in its place. It says: {first}"
+    )
 
 
 def rounded(blob: bytes, recipe: str) -> bytes:

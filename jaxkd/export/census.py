@@ -152,8 +152,8 @@ def place(scope: str) -> str:
     >>> place("jit(g)/Net/block/conv/add"), place("Net/dot_general1"), place("f")
     ('block/conv', 'the network itself', 'the network itself')
     """
-    parts = scope.split(";")[0].split("/")
-    if parts[0].startswith("jit("):
+    parts = [p for p in scope.split(";")[0].split("/") if p]
+    if parts and parts[0].startswith("jit("):
         parts = parts[1:]
     return "/".join(parts[1:-1]) or "the network itself"
 

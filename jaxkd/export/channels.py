@@ -80,6 +80,8 @@ def channelwise(equation: Any, values: list, scope: str) -> Deferred | None:
     if fold.is_constant(left) and name in ("add", "mul"):
         left, right = right, left
     channels = aval.shape[-1]
+    if _is_number(right) and isinstance(left, Deferred) and name in ("add", "sub"):
+        right = np.full(channels, right, np.float32)
     if not fold.per_channel(right, channels) or aval.dtype != jnp.float32:
         return None
     if isinstance(left, Deferred):
@@ -99,6 +101,10 @@ def channelwise(equation: Any, values: list, scope: str) -> Deferred | None:
         )
     c = -c if name == "sub" else c
     return given._replace(shift=c if shift is None else shift + c)
+
+
+def _is_number(x: Any) -> bool:
+    return fold.is_constant(x) and x.size == 1 and x.dtype == np.float32
 
 
 def _scaled(x: Array, scale: np.ndarray | None) -> Array:

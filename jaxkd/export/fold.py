@@ -49,7 +49,9 @@ def folds(equation: Any, values: list) -> bool:
     """Whether an equation's result can be stored as a constant, and should be."""
     if equation.primitive.name == "composite" or not all(map(is_constant, values)):
         return False
-    if not values or any(hasattr(p, "eqns") for p in equation.params.values()):
+    if not values and equation.primitive.name != "iota":
+        return False
+    if any(hasattr(p, "eqns") for p in equation.params.values()):
         return False
     out = equation.outvars[0].aval
     if not all(isinstance(size, int) for size in out.shape):

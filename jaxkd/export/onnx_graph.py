@@ -15,11 +15,19 @@ Shape = tuple[Any, ...]  # integers, and a symbol for the number of images
 
 
 class Int8(NamedTuple):
-    """A constant on a grid: `scale * numbers`, with a scale for each channel or all."""
+    """A constant on a grid: `scale * (numbers - zero)`.
+
+    Attributes:
+      numbers: int8 of kernels, uint8 of what meets activations.
+      scale: of each channel, or one.
+      axis: of the channels, or None.
+      zero: the number that stands for 0, of a constant with one scale.
+    """
 
     numbers: np.ndarray
     scale: np.ndarray
     axis: int | None
+    zero: int = 0
 
 
 class Value(NamedTuple):
@@ -49,10 +57,19 @@ class Value(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """Nodes and constants so far; both lists grow."""
+    """A graph so far; its fields grow.
+
+    Attributes:
+      nodes: in an order in which they can run.
+      constants: that they read.
+      known: names of constants by type, shape and content.
+      scope: the module that is being written, alone in its list.
+    """
 
     nodes: list
     constants: list
+    known: dict
+    scope: list
 
 
 def shape_of(equation: Any) -> Shape:
@@ -75,7 +92,10 @@ def constant(graph: Graph, array: Any) -> str:
     from onnx import numpy_helper
 
     array = np.asarray(array, order="C")
-    name = f"c{len(graph.constants)}"
+    key = (array.dtype.str, array.shape, array.tobytes())
+    if key in graph.known:  # e.g. of every step of a loop
+        return graph.known[key]
+    name = graph.known[key] = f"c{len(graph.constants)}"
     graph.constants.append(numpy_helper.from_array(array, name))
     return name
 
@@ -84,7 +104,7 @@ def node(graph: Graph, kind: str, inputs: Sequence[str], **attributes: Any) -> s
     """Writes an operation; the name of its output."""
     from onnx import helper
 
-    name = f"{kind}_{len(graph.nodes)}"
+    name = f"{graph.scope[0]}/{kind}_{len(graph.nodes)}"
     made = helper.make_node(kind, list(inputs), [name], name=name, **attributes)
     graph.nodes.append(made)
     return name
@@ -112,7 +132,8 @@ def dequantized(graph: Graph, grid: Int8, order: Sequence[int]) -> str:
     """A stored constant of integers, with its axes in this order."""
     numbers = constant(graph, np.transpose(grid.numbers, order))
     if grid.axis is None:
-        scale = [constant(graph, grid.scale.reshape(())), constant(graph, np.int8(0))]
+        zero = constant(graph, grid.numbers.dtype.type(grid.zero))
+        scale = [constant(graph, grid.scale.reshape(())), zero]
         return node(graph, "DequantizeLinear", [numbers, *scale])
     zeros = np.zeros(grid.scale.shape, np.int8)
     scale = [constant(graph, grid.scale), constant(graph, zeros)]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxkd.export.onnx_graph import (
@@ -183,3 +184,89 @@ def pad(graph: Graph, equation: Any, x: Value, fill: Value) -> Value:
     amount = constant(graph, np.asarray(widths, np.int64))
     names = [tensor(graph, x, x.order), amount, tensor(graph, fill)]
     return Value(shape_of(equation), node(graph, "Pad", names), x.order)
+
+
+def rev(graph: Graph, equation: Any, x: Value) -> Value:
+    """A Slice with steps of -1."""
+    axes = equation.params["dimensions"]
+    columns = [
+        [-1] * len(axes),
+        [np.iinfo(np.int64).min] * len(axes),
+        [x.order.index(axis) for axis in axes],
+        [-1] * len(axes),
+    ]
+    arrays = [constant(graph, np.asarray(column, np.int64)) for column in columns]
+    out = node(graph, "Slice", [tensor(graph, x, x.order), *arrays])
+    return Value(x.shape, out, x.order, scale=x.scale)
+
+
+def tile(graph: Graph, equation: Any, x: Value) -> Value:
+    """Copies side by side; of the batch, as many as there are images."""
+    order = tuple(range(len(x.shape)))
+    repeats = sizes(graph, equation.params["reps"])
+    out = node(graph, "Tile", [tensor(graph, x, order), repeats])
+    return Value(shape_of(equation), out, order, scale=x.scale)
+
+
+def gather(graph: Graph, equation: Any, x: Value, places: Value) -> Value:
+    """Whole rows by their number, or any numbers from known places.
+
+    Raises:
+      NotImplementedError: for places that are neither known nor numbers of rows.
+    """
+    if places.const is not None and x.shape and _keeps_first(equation):
+        return _from_known(graph, equation, x, places.const)
+    p, n = equation.params["dimension_numbers"], len(x.shape)
+    sizes_of = equation.params["slice_sizes"]
+    (axis, *others) = p.start_index_map or (None,)
+    whole = [size for i, size in enumerate(sizes_of) if i != axis]
+    rows = (
+        not others
+        and tuple(p.collapsed_slice_dims) == (axis,)
+        and whole == [size for i, size in enumerate(x.shape) if i != axis]
+        and not p.operand_batching_dims
+    )
+    if axis is None or not rows:
+        raise NotImplementedError("gather other than of whole rows or of known places")
+    index_rank = len(places.shape) - 1
+    offset = tuple(p.offset_dims)
+    before = tuple(range(axis))
+    after = tuple(range(axis + index_rank, n - 1 + index_rank))
+    if offset != before + after:
+        raise NotImplementedError("gather whose rows lie across its places")
+    last = constant(graph, np.asarray([-1], np.int64))
+    name = tensor(graph, places, range(index_rank + 1))
+    index = node(graph, "Squeeze", [name, last])
+    out = node(graph, "Gather", [tensor(graph, x, range(n)), index], axis=axis)
+    shape = shape_of(equation)
+    return Value(shape, out, tuple(range(len(shape))), scale=x.scale)
+
+
+def _keeps_first(equation: Any) -> bool:
+    """Whether each image is gathered from by itself, at the same places."""
+    p, sizes_of = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    x = equation.invars[0].aval
+    indexed = 0 in p.start_index_map or 0 in p.collapsed_slice_dims
+    whole = sizes_of[0] == x.shape[0] and not p.operand_batching_dims
+    rest = all(isinstance(size, int) for size in x.shape[1:])
+    return not indexed and whole and rest and p.offset_dims[:1] == (0,)
+
+
+def _from_known(graph: Graph, equation: Any, x: Value, places: np.ndarray) -> Value:
+    """The numbers' places in one image, found by gathering the places themselves."""
+    inner, params = x.shape[1:], dict(equation.params)
+    params["slice_sizes"] = (1, *params["slice_sizes"][1:])
+    if params.get("fill_value") is None and "FILL" in str(params.get("mode")):
+        params["fill_value"] = -1
+    with jax.ensure_compile_time_eval():
+        numbers = np.arange(math.prod(inner), dtype=np.int32).reshape(1, *inner)
+        flat = np.asarray(equation.primitive.bind(numbers, places, **params))
+    if flat.min() < 0:
+        raise NotImplementedError("gather from places outside of the array")
+    line = constant(graph, np.asarray([0, -1], np.int64))
+    name = tensor(graph, x, range(len(x.shape)))
+    name = node(graph, "Reshape", [name, line])
+    index = constant(graph, flat[0].astype(np.int64))
+    out = node(graph, "Gather", [name, index], axis=1)
+    shape = shape_of(equation)
+    return Value(shape, out, tuple(range(len(shape))), scale=x.scale)

@@ -32,14 +32,18 @@ def quantize(graph: Graph, equation: Any, *values: Value) -> Value:
 
 
 def _stored(x: Value, scale: Any, zero: Any, axis: Any, bounds: tuple) -> Value:
-    """Integers of a constant; kernels are symmetric in every runtime."""
-    if np.any(zero):
-        raise NotImplementedError("a constant with a zero point")
-    along = [1] * len(x.shape)
+    """Integers of a constant: int8 of kernels, uint8 of what meets activations."""
+    narrow, along = bounds[0] == -bounds[1], [1] * len(x.shape)
     if axis is not None and scale.size > 1:
         along[axis] = -1
+    if np.any(zero) and scale.size > 1:
+        raise NotImplementedError("a constant with a zero point for each channel")
     steps = np.round(np.asarray(x.const, np.float32) / scale.reshape(along))
-    numbers = np.clip(steps, *bounds).astype(np.int8)
-    if scale.size == 1:
-        scale, axis = scale[:1], None
-    return Value(x.shape, const=x.const, grid=Int8(numbers, scale, axis))
+    numbers = np.clip(steps + int(zero[0]), *bounds)
+    if scale.size > 1:
+        return x._replace(grid=Int8(numbers.astype(np.int8), scale, axis))
+    if narrow:
+        return x._replace(grid=Int8(numbers.astype(np.int8), scale, None, int(zero[0])))
+    numbers = (numbers + 128).astype(np.uint8)
+    made = x._replace(grid=Int8(numbers, scale, None, int(zero[0]) + 128))
+    return made._replace(scale=float(scale[0]))

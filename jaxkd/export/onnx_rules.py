@@ -85,12 +85,12 @@ def add(graph: Graph, equation: Any, left: Value, right: Value) -> Value:
     fits = c.const is not None and c.const.shape[-1:] == (channels,) == (c.const.size,)
     if x.node is None or not fits:
         return elementwise("Add")(graph, equation, left, right)
-    x.node.input.append(
-        _bias(graph, x, np.ravel(np.asarray(c.const)).astype(np.float32))
-    )
-    # The product comes after what it now needs.
+    before = len(graph.nodes)
+    name = _bias(graph, x, np.ravel(np.asarray(c.const)).astype(np.float32))
+    # What the product now needs comes before it.
     at = next(i for i, made in enumerate(graph.nodes) if made is x.node)
-    graph.nodes.append(graph.nodes.pop(at))
+    graph.nodes[at:at] = [graph.nodes.pop() for _ in graph.nodes[before:]][::-1]
+    x.node.input.append(name)
     return x._replace(node=None, sums=None)
 
 
@@ -158,36 +158,93 @@ def dot(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
         raise NotImplementedError("product of " + str(_dtype(equation, 0)))
     free = lambda v, *used: [i for i in range(len(v.shape)) if i not in used]
     mine, others = free(x, *left, *left_batch), free(y, *right, *right_batch)
-    if len(left) != 1:
-        raise NotImplementedError("product over other than one axis")
     first, second = (*left_batch, *mine, *left), (*right_batch, *right, *others)
     shape, order = shape_of(equation), tuple(range(len(shape_of(equation))))
     if len(x.shape) == len(y.shape) == 2 and not left_batch:
         names = [tensor(graph, x, first), _weight(graph, y, second)]
         return _product(graph, Value(shape, node(graph, "Gemm", names), order), x, y)
-    outer = len(left_batch)
-    if len(others) == 1 and (len(mine) == 1 or not outer):
+    outer, summed = len(left_batch), len(left)
+    if y.grid is not None and len(y.shape) == 2 and summed == 1:
+        return _dense(graph, Value(shape, order=order), x, y, first, second)
+    if len(others) == summed == 1 and (len(mine) == 1 or not outer):
         names = [tensor(graph, x, first), _weight(graph, y, second)]
         return Value(shape, node(graph, "MatMul", names), order)
-    names = [  # one free axis each, as MatMul wants them
-        _folded(graph, tensor(graph, x, first), x, first, (outer, outer + len(mine))),
-        _folded(graph, tensor(graph, y, second), y, second, (outer + 1, len(second))),
+    turned = not outer and not _sized(y, others)  # the images are on the right
+    if turned:
+        x, y, mine, others = y, x, others, mine
+        first, second = (*mine, *right), (*left, *others)
+    # One axis that is summed over and one free axis, as MatMul wants them; on the left
+    # there may be more, if on the right there are none of batches.
+    ends = (outer, outer + len(mine)), (outer + len(mine), len(first))
+    columns = (outer, outer + summed), (outer + summed, len(second))
+    names = [
+        _folded(graph, x, first, ends if outer else ends[1:]),
+        _folded(graph, y, second, columns),
     ]
     product = node(graph, "MatMul", names)
-    sizes = moves.sizes(graph, shape)
+    if turned:
+        order = (*range(len(others), len(shape)), *range(len(others)))
+    sizes = moves.sizes(graph, [shape[axis] for axis in order])
     return Value(shape, node(graph, "Reshape", [product, sizes]), order)
 
 
+def _dense(
+    graph: Graph,
+    made: Value,
+    x: Value,
+    kernel: Value,
+    first: Sequence[int],
+    second: Sequence[int],
+) -> Value:
+    """A quantized dense layer of many vectors: the integer Gemm adds a bias."""
+    rows = constant(graph, np.asarray([-1, kernel.shape[second[0]]], np.int64))
+    flat = node(graph, "Reshape", [tensor(graph, x, first), rows])
+    out = node(graph, "Gemm", [flat, _weight(graph, kernel, second)])
+    product = _product(graph, made, x, kernel)
+    name = node(graph, "Reshape", [out, moves.sizes(graph, made.shape)])
+    return product._replace(name=name)
+
+
+def _sized(x: Value, axes: Sequence[int]) -> bool:
+    return all(isinstance(x.shape[axis], int) for axis in axes)
+
+
 def _folded(
-    graph: Graph, name: str, x: Value, order: Sequence[int], axes: tuple[int, int]
+    graph: Graph,
+    x: Value,
+    order: Sequence[int],
+    parts: Sequence[tuple[int, int]],
 ) -> str:
-    """The tensor with these axes, of the order that it lies in, as one."""
-    sizes = [x.shape[axis] for axis in order]
-    before, some, after = sizes[: axes[0]], sizes[slice(*axes)], sizes[axes[1] :]
-    if not all(isinstance(n, int) for n in some):
-        raise NotImplementedError("product whose free axes are the batch's")
-    wanted = moves.sizes(graph, [*before, math.prod(some), *after])
-    return node(graph, "Reshape", [name, wanted])
+    """The tensor, its axes in this order, with its last parts as one axis each."""
+    axes = [x.shape[axis] for axis in order]
+    merged = []
+    for part in parts:
+        some = axes[slice(*part)]
+        if not all(isinstance(n, int) for n in some) and len(some) > 1:
+            raise NotImplementedError("product whose free axes are the batch's")
+        merged.append(some[0] if len(some) == 1 else math.prod(some))
+    shape = [*axes[: parts[0][0]], *merged]
+    if x.grid is not None:  # stored as it is read, so that it stays one constant
+        numbers = np.transpose(x.grid.numbers, order).reshape(shape)
+        axis = x.grid.axis
+        if axis is not None:
+            axis = _axis_after(tuple(order).index(axis), parts)
+        grid = x.grid._replace(numbers=numbers, axis=axis)
+        return dequantized(graph, grid, range(len(shape)))
+    name = tensor(graph, x, order)
+    if len(shape) == len(axes):
+        return name
+    return node(graph, "Reshape", [name, moves.sizes(graph, shape)])
+
+
+def _axis_after(axis: int, parts: Sequence[tuple[int, int]]) -> int:
+    """Where an axis is once each part is one; it must be a part of its own."""
+    if axis < parts[0][0]:
+        return axis
+    for number, (start, end) in enumerate(parts):
+        if (start, end) == (axis, axis + 1):
+            return parts[0][0] + number
+    raise NotImplementedError("product over several axes with a scale for each channel")
 
 
 def reduce_sum(graph: Graph, equation: Any, x: Value) -> Value:
@@ -310,6 +367,35 @@ def expm1(graph: Graph, equation: Any, x: Value) -> Value:
     return Value(x.shape, out, x.order)
 
 
+def log1p(graph: Graph, equation: Any, x: Value) -> Value:
+    """log(1 + x)."""
+    one = constant(graph, np.float32(1))
+    name = node(graph, "Add", [tensor(graph, x, x.order), one])
+    return Value(x.shape, node(graph, "Log", [name]), x.order)
+
+
+def unequal(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+    """Not equal, of numbers or truth values."""
+    names, order = aligned(graph, [x, y])
+    name = node(graph, "Not", [node(graph, "Equal", names)])
+    return Value(shape_of(equation), name, order)
+
+
+def remainder(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+    """With the sign of the dividend, as in C."""
+    names, order = aligned(graph, [x, y])
+    return Value(shape_of(equation), node(graph, "Mod", names, fmod=1), order)
+
+
+def cumulative_sum(graph: Graph, equation: Any, x: Value) -> Value:
+    """Along one axis, from either end."""
+    p = equation.params
+    axis = constant(graph, np.int64(x.order.index(p["axis"])))
+    names = [tensor(graph, x, x.order), axis]
+    out = node(graph, "CumSum", names, reverse=int(p["reverse"]))
+    return Value(x.shape, out, x.order)
+
+
 def select(graph: Graph, equation: Any, which: Value, *cases: Value) -> Value:
     """Where, of two cases by a condition."""
     if len(cases) != 2 or _dtype(equation, 0) != np.bool_:
@@ -340,14 +426,19 @@ RULES: dict[str, Callable] = {
     "floor": elementwise("Floor"),
     "ge": elementwise("GreaterOrEqual"),
     "gt": elementwise("Greater"),
+    "gather": moves.gather,
     "integer_pow": integer_pow,
+    "cos": elementwise("Cos"),
+    "cumsum": cumulative_sum,
     "le": elementwise("LessOrEqual"),
     "log": elementwise("Log"),
+    "log1p": log1p,
     "logistic": elementwise("Sigmoid"),
     "lt": elementwise("Less"),
     "max": maximum,
     "min": minimum,
     "mul": multiply,
+    "ne": unequal,
     "neg": elementwise("Neg"),
     "not": elementwise("Not"),
     "or": elementwise("Or"),
@@ -358,11 +449,14 @@ RULES: dict[str, Callable] = {
     "reduce_sum": reduce_sum,
     "reduce_window_max": window,
     "reduce_window_sum": window,
+    "rem": remainder,
     "reshape": moves.reshape,
+    "rev": moves.rev,
     "round": elementwise("Round"),
     "rsqrt": inverse_root,
     "select_n": select,
     "sign": elementwise("Sign"),
+    "sin": elementwise("Sin"),
     "slice": moves.slices,
     "split": moves.split,
     "sqrt": elementwise("Sqrt"),
@@ -371,5 +465,6 @@ RULES: dict[str, Callable] = {
     "stack": moves.stack,
     "sub": elementwise("Sub"),
     "tanh": elementwise("Tanh"),
+    "tile": moves.tile,
     "transpose": moves.transpose,
 }

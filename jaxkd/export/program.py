@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxkd import _check
-from jaxkd.export import fold, tiles, views
+from jaxkd.export import fold, operands, tiles, views
 from jaxkd.export.channels import Widened, channelwise, value, within
 from jaxkd.export.loops import unrolled
 
@@ -43,12 +43,14 @@ class _Seen(NamedTuple):
     Attributes:
       before: of a reshaped value, what it was before, and the value itself.
       marks: of a marked value, its `views.Mark`.
-      portable: whether the program is for runtimes other than XLA.
+      target: "xla", "litert" or "onnx".
+      exact: whether arrays that meet quantized values stay in float.
     """
 
     before: dict[int, tuple[Any, Any]]
     marks: dict[int, views.Mark]
-    portable: bool
+    target: str
+    exact: bool
 
 
 def check_image_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
@@ -73,7 +75,8 @@ def trace(
     image_shape: Sequence[int],
     batch: int | None,
     *,
-    portable: bool = True,
+    target: str = "onnx",
+    exact: bool = False,
 ) -> Any:
     """The plain program of `f` as a closed jaxpr of images to logits.
 
@@ -81,7 +84,8 @@ def trace(
       f: images to logits, its parameters closed over.
       image_shape: of one image.
       batch: how many images; None for any number.
-      portable: see `plain`.
+      target: see `plain`.
+      exact: see `plain`.
 
     Raises:
       ValueError: if `f` cannot take any number of images and `batch` is None, or does
@@ -89,7 +93,7 @@ def trace(
     """
     x = image(image_shape, batch)
     try:
-        closed = jax.make_jaxpr(plain(f, portable=portable))(x)
+        closed = jax.make_jaxpr(plain(f, target=target, exact=exact))(x)
     except Exception as error:
         symbolic = "_DimExpr" in str(error) or "symbolic dim" in str(error).lower()
         if batch is None and (symbolic or "Inconclusive" in type(error).__name__):
@@ -109,15 +113,17 @@ def call(closed: Any, x: Array) -> Array:
     return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, x)[0]
 
 
-def plain(f: Function, *, portable: bool = True) -> Function:
+def plain(f: Function, *, target: str = "onnx", exact: bool = False) -> Function:
     """The same function, traced anew as a plain program.
 
     Calls marked for quantization (`jax.lax.composite`) stay as they are.
 
     Args:
       f: images to logits, its parameters closed over.
-      portable: also write out what only XLA runs: loops, transposed convolutions,
-        views of many axes.
+      target: the runtime, "xla", "litert" or "onnx". For others than XLA loops,
+        transposed convolutions and views of many axes are written out.
+      exact: keep constant arrays that meet quantized values in float. If not, they are
+        rounded to 8 bits, so that sums and products with them are of integers.
 
     Returns:
       A function equal to `f` up to rounding.
@@ -127,7 +133,7 @@ def plain(f: Function, *, portable: bool = True) -> Function:
         closed = jax.make_jaxpr(f)(jax.ShapeDtypeStruct(x.shape, x.dtype))
         if len(closed.out_avals) != 1:
             raise ValueError(f"f must return logits alone, got {closed.out_avals}")
-        seen = _Seen({}, {}, portable)
+        seen = _Seen({}, {}, target, exact)
         return value(_run(closed.jaxpr, closed.consts, [x], seen, "")[0])
 
     return g
@@ -187,7 +193,7 @@ def _equation(equation: Any, values: list, seen: _Seen, scope: str) -> list:
         return _run(getattr(inner, "jaxpr", inner), consts, values, seen, scope)
     if name in NOTHING:
         return values
-    if name == "scan" and seen.portable:
+    if name == "scan" and seen.target != "xla":
         body = lambda args, step: _run(
             params["jaxpr"].jaxpr, params["jaxpr"].consts, args, seen, scope
         )
@@ -199,7 +205,7 @@ def _equation(equation: Any, values: list, seen: _Seen, scope: str) -> list:
         return fold.evaluate(equation, values)
     if name == "convert_element_type" and fold.is_constant(values[0]):
         return [Widened(values[0], params)]
-    if seen.portable:
+    if seen.target != "xla":
         rewritten = views.rewritten(equation, values, seen.marks, scope)
         if rewritten is not None:
             return [rewritten]
@@ -218,6 +224,14 @@ def _bound(equation: Any, values: list, seen: _Seen) -> list:
         return [cut]
     if name == "reshape" and seen.before.get(id(values[0]), (None,))[0] is not None:
         values[0] = seen.before[id(values[0])][0]
+    found = operands.with_grids(equation, values, seen.marks, exact=seen.exact)
+    if seen.target != "xla" and found is not None:
+        primitive, both = found
+        return [primitive.bind(*both)]
+    if name == "reduce_window_sum" and seen.target == "litert":
+        wide = operands.padded_first(equation, values[0], seen.marks)
+        if wide is not None:
+            return [wide]
     outs = equation.primitive.bind(*values, **params)
     if name == "reshape":  # kept with the result, whose id is then not used again
         seen.before[id(outs)] = (values[0], outs)

@@ -142,6 +142,8 @@ def rewritten(
     name, params = equation.primitive.name, equation.params
     if name == "conv_general_dilated" and set(params["lhs_dilation"]) != {1}:
         return _convolution(params, values, marks, scope)
+    if not values:
+        return None
     x = values[-1] if name == "composite" else values[0]
     if fold.is_constant(x) and len(values) > 1:  # of a sum, a product or a clamp
         x = values[1]

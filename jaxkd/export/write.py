@@ -107,8 +107,8 @@ def options(
       name: what the network is called, kept in the file.
       classes: the names of the classes, kept in the file.
       float_ops: names of operations that may stay in float in a file of a network of
-        which every product is quantized; "any" allows all and lists them in the
-        report.
+        which every product is quantized; "any" allows all, lists them in the report,
+        and leaves constant arrays that are added or multiplied in float.
       tolerance: how far the outputs of a float file may be from the network's,
         relative to the largest; None writes any file without running it.
       steps: how far those of a quantized file may be, in steps of the output.
@@ -150,7 +150,7 @@ def write(
     function_of: Callable[..., network.Function],
     emit: Callable[[Any, Asked], Content],
     quantize: Quantization | None,
-    portable: bool,
+    target: str,
     **given: Any,
 ) -> Report:
     """Writes a network as a file, once the file computes what the network does.
@@ -165,7 +165,7 @@ def write(
         is made from.
       emit: its program to the file's content.
       quantize: what the caller gave.
-      portable: whether the program is for runtimes other than XLA.
+      target: the runtime, as for `program.plain`.
       **given: the options.
 
     Returns:
@@ -177,7 +177,8 @@ def write(
     own = network.check_quantize(net, params, state, quantize)
     f = function_of(net, params, state, own)
     shape, batch = asked.image_shape, asked.batch
-    closed = program.trace(f, shape, batch, portable=portable)
+    exact = asked.float_ops == ANY
+    closed = program.trace(f, shape, batch, target=target, exact=exact)
     census.check_finite(closed)
     content = emit(closed, asked)
     needed = census.of(closed)
@@ -195,7 +196,14 @@ def write(
             return
         from jaxkd.export._load import load
 
-        run = load(written).run
+        try:
+            run = load(written).run
+        except ValueError as error:
+            raise ValueError(
+                f"{path} was not written: its own runtime does not open it "
+                f"({error.__cause__ or error}). Write another format, or use another "
+                "operation in the place of the one that it names"
+            ) from error
         wanted = reference(network.logits(net, params, state), batch)(asked.inputs)
         verdict = judge(
             path,

@@ -26,6 +26,7 @@ ARITHMETIC = {
     "tanh",
     *SUMS,
 }
+KEPT_AXES = {"broadcast_in_dim", "expand_dims", "reshape"}
 KINDS = {"reduce_sum": "mean", "reduce_window_sum": "mean", "add_any": "add"}
 
 
@@ -252,13 +253,27 @@ def _floats(r: _Reading) -> tuple[str, ...]:
 def _integer(r: _Reading, op: Op, inputs: list[int], roots: set[int]) -> bool:
     """Whether integer kernels exist for an operation."""
     shapes = [r.graph.avals[v].shape for v in inputs]
-    if op.kind not in ARITHMETIC or roots & r.floats:
+    if roots & r.floats:
+        return False
+    if op.kind in ("mul", "div") and _is_gate(r, op, inputs):
+        return True
+    if op.kind not in ARITHMETIC:
         return False
     if op.kind == "reduce_sum":  # over positions; other sums are of normalisations
         return len(shapes[0]) == 4 and set(op.equation.params["axes"]) <= {1, 2}
     if op.kind in ("mul", "max", "min"):  # a square or a scale is of a normalisation,
         return len(roots) == 2  # a bound of a softmax
     return True
+
+
+def _is_gate(r: _Reading, op: Op, inputs: list[int]) -> bool:
+    """Whether an operation is the scale of a hard sigmoid, min(max(x, 0), 6) / 6."""
+    bounded = r.makers.get(inputs[0])
+    if len(inputs) != 1 or bounded is None or op.inputs[0] != inputs[0]:
+        return False
+    others = [v for v in op.inputs if v not in r.live]
+    one = all(np.prod(r.graph.avals[v].shape, dtype=int) == 1 for v in others)
+    return one and r.graph.ops[bounded].kind in ("min", "clamp")
 
 
 def _continues(r: _Reading, value: int) -> bool:
@@ -273,6 +288,18 @@ def _continues(r: _Reading, value: int) -> bool:
         return True
     if op.kind in ("add", "sub"):
         return maker.kind in LINEAR and (op.kind == "add" or op.inputs[0] == value)
-    return maker.kind in SUMS and (
-        op.kind == "mul" or (op.kind == "div" and op.inputs[0] == value)
-    )
+    if maker.kind not in SUMS:
+        return False
+    if op.kind in KEPT_AXES and op.outputs[0] in r.live:  # a mean that keeps its axes
+        (wide,) = op.outputs
+        after = r.readers.get(wide, [])
+        return len(after) == 1 and after[0] >= 0 and _is_mean(r, wide, after[0])
+    return _is_mean(r, value, r.readers[value][0])
+
+
+def _is_mean(r: _Reading, value: int, reader: int) -> bool:
+    """Whether an operation divides a sum by the number of its summands."""
+    op = r.graph.ops[reader]
+    if sum(v in r.live for v in op.inputs) != 1:
+        return False
+    return op.kind == "mul" or (op.kind == "div" and op.inputs[0] == value)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxkd.compress.quantize.fake import Grid
-from jaxkd.compress.quantize.graph import Graph, Op, evaluate
+from jaxkd.compress.quantize.graph import ROOM, Graph, Op, evaluate
 from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.plan import Plan, Point
 
@@ -102,18 +102,19 @@ def run(graph: Graph, plan: Plan, args: list[Any], arithmetic: Arithmetic) -> An
         if fixed[i]:
             continue
         tensors = [values[n] for n in op.inputs]
-        if i in plan.linear:
-            results = [_linear(op, i, plan, values, arithmetic)]
-        else:
-            point = plan.points.get(op.outputs[0])
-            if op.kind == "concatenate" and point:
-                tensors = arithmetic.requantized(point, tensors)
-            results = evaluate(op, *(t.value for t in tensors))
-        for n, x in zip(op.outputs, results, strict=True):
-            grid = values[plan.origin[n]].grid if n in plan.origin else None
-            if grid is not None and n not in tiles:
-                x = arithmetic.again(grid, x)
-            keep(n, x, grid)
+        with jax.named_scope(f"{ROOM}/{op.scope}"):  # where an exporter says it is
+            if i in plan.linear:
+                results = [_linear(op, i, plan, values, arithmetic)]
+            else:
+                point = plan.points.get(op.outputs[0])
+                if op.kind == "concatenate" and point:
+                    tensors = arithmetic.requantized(point, tensors)
+                results = evaluate(op, *(t.value for t in tensors))
+            for n, x in zip(op.outputs, results, strict=True):
+                grid = values[plan.origin[n]].grid if n in plan.origin else None
+                if grid is not None and n not in tiles:
+                    x = arithmetic.again(grid, x)
+                keep(n, x, grid)
     leaves = [values[n].value for n in graph.outputs]
     return jax.tree.unflatten(graph.out_tree, leaves)
 
