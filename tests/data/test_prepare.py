@@ -1,5 +1,6 @@
 """From an archive to TFDS' files to the cached split, and what each step refuses."""
 
+import dataclasses
 import importlib.util
 import io
 import multiprocessing
@@ -387,7 +388,7 @@ def test_a_cached_data_set_of_the_catalogue_needs_its_prepared_files_no_more(for
 
 def test_an_official_validation_split_comes_before_a_slice(foreign):
     whole = data.load("some_set", "test", data_dir=foreign)
-    own = whole._replace(split="validation")
+    own = dataclasses.replace(whole, split="validation")
     splits = ("train", "test", "validation")
     where = cache.folder(foreign, "some_set", "validation")
     cache.write(where, own, official_splits=splits)
