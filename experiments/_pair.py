@@ -95,7 +95,7 @@ class Trainer(NamedTuple):
 
         Without a spec, on the labels alone.
         """
-        spec = spec or {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+        spec = spec or {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
         d = distill.distiller(net, teacher, spec, self.tx)
         keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
         batch = train.example(task.resident, task.view)
@@ -145,7 +145,7 @@ def kd_spec(config: Any) -> distill.Spec:
     """Cross-entropy with the labels, and KL from the teacher at a temperature."""
     kd = distill.on_logits(losses.kd, temperature=config.temperature)
     return {
-        "ce": (config.hard_weight, distill.on_labels(distill.cross_entropy)),
+        "ce": (config.hard_weight, distill.on_labels(losses.cross_entropy)),
         "kd": (config.soft_weight, kd),
     }
 

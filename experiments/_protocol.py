@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from experiments._pair import refusing
-from jaxkd import checkpoint, data, distill, evaluate, log
+from jaxkd import checkpoint, data, distill, evaluate, log, losses
 from jaxkd.data import augment
 from jaxkd.models import ZOO, Net
 from jaxkd.schemes import staged
@@ -189,7 +189,7 @@ def learn(
 
 def on_labels(tx: optax.GradientTransformation, epochs: int) -> list[staged.Stage]:
     """The stages of a network that no one teaches."""
-    ce = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    ce = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
     return [staged.Stage("labels", ce, epochs, tx)]
 
 

@@ -55,7 +55,7 @@ def main(config: Config) -> dict[str, float]:
     teacher, student = (models.cnn(**models.CNNS[name]) for name in PAIRS[config.pair])
     kd = distill.on_logits(losses.kd, temperature=config.temperature)
     spec: distill.Spec = {
-        "ce": (config.hard_weight, distill.on_labels(distill.cross_entropy)),
+        "ce": (config.hard_weight, distill.on_labels(losses.cross_entropy)),
         "kd": (config.soft_weight, kd),
     }
     how: dict[str, Any] = {

@@ -51,7 +51,7 @@ def main(config: Config) -> dict[str, float]:
     student = models.mlp([200, 200], classes=10)
     kd = distill.on_logits(losses.kd, temperature=config.temperature)
     spec: distill.Spec = {
-        "ce": (config.hard_weight, distill.on_labels(distill.cross_entropy)),
+        "ce": (config.hard_weight, distill.on_labels(losses.cross_entropy)),
         "kd": (config.soft_weight, kd),
     }
     how: dict[str, Any] = {

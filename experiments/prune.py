@@ -306,7 +306,7 @@ def tuned(
     )
     kd = distill.on_logits(losses.kd, temperature=config.temperature)
     spec = {
-        "ce": (config.hard_weight, distill.on_labels(distill.cross_entropy)),
+        "ce": (config.hard_weight, distill.on_labels(losses.cross_entropy)),
         "kd": (config.soft_weight, kd),
     }
     run = protocol.learn(

@@ -52,7 +52,7 @@ def main(config: Config) -> dict[str, float]:
     teacher = models.cnn(**models.CNNS["digits_teacher"])
     student = models.mlp([config.student_width], classes=10)
     spec: distill.Spec = {
-        "ce": (config.hard_weight, distill.on_labels(distill.cross_entropy)),
+        "ce": (config.hard_weight, distill.on_labels(losses.cross_entropy)),
         "kd": (
             config.soft_weight,
             distill.on_logits(losses.kd, temperature=config.temperature),

@@ -34,7 +34,7 @@ import optax
 import tyro
 
 from experiments import _outcome as outcome, _pair as pair, _transfer_report as reports
-from jaxkd import _check, data, distill, evaluate, log, models, train, transfer
+from jaxkd import _check, data, distill, evaluate, log, losses, models, train, transfer
 from jaxkd.data import augment, dataset as datasets
 from jaxkd.models import Net
 from jaxkd.types import Batch
@@ -307,7 +307,7 @@ def measure(
 ) -> dict[str, dict[int, np.ndarray]]:
     """The accuracies `[seeds]` of all ways at all sizes: way -> size -> accuracies."""
     config, (large, small) = arena.config, nets
-    spec, labels = pair.kd_spec(config), distill.on_labels(distill.cross_entropy)
+    spec, labels = pair.kd_spec(config), distill.on_labels(losses.cross_entropy)
     alone: distill.Spec = {"ce": (1.0, labels)}
     teach = arena.learner(large, alone, copying=True)
     learners = {

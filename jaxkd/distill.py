@@ -8,7 +8,7 @@ written as a `Term`.
     >>> import optax
     >>> from jaxkd import distill, losses
     >>> spec = {
-    ...     "ce": (0.1, distill.on_labels(distill.cross_entropy)),
+    ...     "ce": (0.1, distill.on_labels(losses.cross_entropy)),
     ...     "kd": (0.9, distill.on_logits(losses.kd, temperature=5.0)),
     ... }
 
@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from jaxkd import losses
 from jaxkd.data.augment import View
 from jaxkd.models.convolution import fast_inference
 from jaxkd.models.net import Net
@@ -138,18 +139,6 @@ def batch_mean(loss: Float[Array, "..."], batch: Batch) -> Float[Array, ""]:
     where = fit_mask(batch["where"], loss.shape)
     # Selected before the sum: an excluded entry may be infinite.
     return jnp.sum(jnp.where(where, loss, 0)) / jnp.maximum(jnp.sum(where), 1)
-
-
-def cross_entropy(
-    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
-) -> Float[Array, "*batch"]:
-    """Cross-entropy with the true class, -log softmax(logits)[label], in nats."""
-    # A one-hot selection: the gradient of a gather would be a scatter, slow on CPU.
-    log_p = jax.nn.log_softmax(
-        logits.astype(jnp.promote_types(logits.dtype, "float32"))
-    )
-    chosen = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    return -jnp.sum(jnp.where(chosen, log_p, 0), -1)
 
 
 def _stateless(
@@ -309,7 +298,7 @@ def _shapes(outputs: Outputs) -> str:
 
 def labels_only() -> Spec:
     """Return the objective of a network without a teacher: cross-entropy."""
-    return {"ce": (1.0, on_labels(cross_entropy))}
+    return {"ce": (1.0, on_labels(losses.cross_entropy))}
 
 
 def frozen(net: Net, *, inputs: Inputs = "image", view: View | None = None) -> Teacher:

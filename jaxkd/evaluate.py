@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxkd import _check
+from jaxkd import _check, losses
 from jaxkd.data import Stream, count, gather
 from jaxkd.data.augment import View
 from jaxkd.data.stream import once
-from jaxkd.distill import Inputs, Teacher, TrainState, cross_entropy, fit_mask, frozen
+from jaxkd.distill import Inputs, Teacher, TrainState, fit_mask, frozen
 from jaxkd.models.net import Net
 from jaxkd.types import Batch, Metrics, Params, State
 
@@ -164,6 +164,11 @@ def _takes_mask(metric: Metric) -> bool:
     return "where" in inspect.signature(metric).parameters
 
 
+def _labelled(labels: Array, where: Array | None) -> Array:
+    """What counts: the entries of the mask that have a label, -1 being none."""
+    return labels >= 0 if where is None else where & (labels >= 0)
+
+
 def _mean(values: Array, where: Array | None) -> Array:
     """The mean over what counts; 0 if nothing does."""
     if where is None:
@@ -185,7 +190,7 @@ def accuracy(
     0.5
     """
     _check.labels(labels, logits.shape[:-1])
-    return _mean(jnp.argmax(logits, -1) == labels, where)
+    return _mean(jnp.argmax(logits, -1) == labels, _labelled(labels, where))
 
 
 def agreement(
@@ -207,7 +212,7 @@ def nll(
 ) -> Float[Array, ""]:
     """Mean negative log-likelihood of the labels, in nats."""
     _check.labels(labels, logits.shape[:-1])
-    return _mean(cross_entropy(logits, labels), where)
+    return _mean(losses.cross_entropy(logits, labels), _labelled(labels, where))
 
 
 def ece(

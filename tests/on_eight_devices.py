@@ -164,7 +164,7 @@ def train_terms():
         "ctkd": terms.ctkd(ramp=5),
         "simkd": simkd,
         "paraphraser": terms.paraphraser("stage3"),
-        "ce": distill.on_labels(distill.cross_entropy),
+        "ce": distill.on_labels(losses.cross_entropy),
     }
     d = learner(noisy(net), {name: (1e-2, term) for name, term in every.items()})
     state = start(d, variables)
@@ -178,7 +178,7 @@ def train_small():
     """A few terms on more meshes."""
     variables = wide(cases.teacher_variables())
     spec = {
-        "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+        "ce": (1.0, distill.on_labels(losses.cross_entropy)),
         "dist": (1.0, distill.on_logits(losses.dist)),
         "sp": (1.0, terms.sp("stage3")),
         "crd": (0.1, cases.all_terms()["crd"]),
@@ -197,7 +197,7 @@ def train_small():
 def train_peers():
     """Two networks that teach each other."""
     spec = {
-        "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+        "ce": (1.0, distill.on_labels(losses.cross_entropy)),
         "kd": (1.0, distill.on_logits(ensemble.each(losses.kd))),
     }
     peers = mlp([6], classes=10), mlp([5, 4], classes=10)
@@ -211,7 +211,7 @@ def train_peers():
 
 def train_seeds():
     """Two seeds at once, on meshes as well."""
-    spec = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
     d = distill.distiller(mlp([5], classes=10), distill.nobody, spec, optax.sgd(0.1))
     keys = jax.random.split(jax.random.key(2), 2)
     batch = train.example(resident(), VIEW, BATCH)
@@ -230,7 +230,7 @@ def train_seeds():
 def train_half():
     """A residual network in bfloat16 that computes its blocks twice."""
     net = resnet(8, classes=10, widths=(4, 4, 4, 4), dtype=jnp.bfloat16, remat=True)
-    spec = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
     d = distill.distiller(net, distill.nobody, spec, optax.sgd(0.01))
     state = start(d, None)
     state = jax.tree.map(
@@ -249,7 +249,7 @@ def accumulated():
     """One step on 16 images, and two on 8 each whose gradients are averaged."""
     on = mesh.make()
     spec = {
-        "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+        "ce": (1.0, distill.on_labels(losses.cross_entropy)),
         "kd": (1.0, distill.on_logits(losses.kd)),
     }
     net, tx = mlp([5], classes=10), optax.sgd(0.1, momentum=0.9)
@@ -321,7 +321,7 @@ def round_trip():
 def refusals():
     """The messages of what cannot work, each before a step was taken."""
     eight, four = mesh.make(), mesh.make(2)
-    spec = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
     d = distill.distiller(mlp([3], classes=10), distill.nobody, spec, optax.sgd(0.1))
     steps = []
     d = d._replace(step=lambda *args: steps.append(1))

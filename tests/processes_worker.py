@@ -15,7 +15,7 @@ import time
 
 import jax
 
-from jaxkd import processes
+from jaxkd import losses, processes
 
 BATCH, STEPS, EPOCHS = 16, 5, 4
 
@@ -41,10 +41,10 @@ def distiller(teacher, dataset):
     """Cross-entropy and KD, a loss of the batch's relations, and CRD's memory."""
     import optax
 
-    from jaxkd import distill, losses, terms
+    from jaxkd import distill, terms
 
     spec = {
-        "ce": (0.5, distill.on_labels(distill.cross_entropy)),
+        "ce": (0.5, distill.on_labels(losses.cross_entropy)),
         "kd": (0.5, distill.on_logits(losses.kd, temperature=2.0)),
         "rkd": (1.0, distill.on_taps(losses.rkd_distance, "pooled", "pooled")),
         "crd": (

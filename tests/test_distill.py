@@ -150,12 +150,12 @@ def test_labels_of_a_mixed_batch(world):
     *_, batch = world
     logits = jax.random.normal(jax.random.key(4), (16, 5))
     outputs = distill.Outputs(logits, {})
-    term = distill.on_labels(distill.cross_entropy)
+    term = distill.on_labels(losses.cross_entropy)
     other = (batch["label"] + 1) % 5
     mixed = {**batch, "label_other": other, "label_weight": jnp.full(16, 0.25)}
     loss, _ = term.apply({}, {}, outputs, outputs, mixed)
-    wanted = 0.25 * distill.cross_entropy(logits, batch["label"])
-    wanted += 0.75 * distill.cross_entropy(logits, other)
+    wanted = 0.25 * losses.cross_entropy(logits, batch["label"])
+    wanted += 0.75 * losses.cross_entropy(logits, other)
     close(loss, wanted)
 
 
@@ -173,7 +173,7 @@ def test_a_lift_of_logits_and_labels(world):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_cross_entropy_is_minus_the_log_probability(dtype):
     logits = jnp.array([[1.0, 2.0, -1e4], [0.0, 0.0, 0.0]], dtype)
-    loss = distill.cross_entropy(logits, jnp.array([0, 2]))
+    loss = losses.cross_entropy(logits, jnp.array([0, 2]))
     assert loss.dtype == jnp.float32
     close(loss, [np.log(1 + np.e), np.log(3)])
 

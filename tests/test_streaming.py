@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import checkpoint, data, distill, evaluate, mesh as meshes, train
+from jaxkd import checkpoint, data, distill, evaluate, losses, mesh as meshes, train
 from jaxkd.data import augment
 from jaxkd.train import loop
 from tests import toys
@@ -201,7 +201,7 @@ def test_rows_are_logged_and_what_is_measured_after_an_epoch_is_in_them(whole):
 
 def test_a_loss_that_is_no_number_ends_the_run_naming_step_and_term():
     weight = lambda step: jnp.where(step < 7, 1.0, jnp.nan)
-    wrong = {"ce": (weight, distill.on_labels(distill.cross_entropy))}
+    wrong = {"ce": (weight, distill.on_labels(losses.cross_entropy))}
     d = distill.distiller(toys.student, distill.nobody, wrong, optax.sgd(0.1))
     batch = train.example(STREAM, VIEW)
     state = jax.jit(d.init, static_argnums=1)(jax.random.key(1), None, batch)
@@ -279,7 +279,7 @@ def own():  # what is not backed by a file, in bytes: what RLIMIT_DATA counts
 
 n = int(sys.argv[3])
 net, view = mlp((4,), classes=1), augment.to_float()
-ce = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+ce = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
 d = distill.distiller(net, distill.nobody, ce, optax.sgd(0.1))
 
 def read(positions, draws):

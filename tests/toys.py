@@ -31,9 +31,9 @@ def mean_square(a, b):
 
 
 student, teacher = from_linen(Toy(6)), from_linen(Toy(9))
-labels_only = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+labels_only = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
 spec = {
-    "ce": (0.5, distill.on_labels(distill.cross_entropy)),
+    "ce": (0.5, distill.on_labels(losses.cross_entropy)),
     "kd": (
         optax.linear_schedule(0, 1, 10),
         distill.on_logits(losses.kd, temperature=2.0),

@@ -121,7 +121,7 @@ def learner(config: Config) -> tuple[distill.Distiller, Any, augment.View]:
     """The procedure, the teacher network and how both see the images."""
     student, teacher, shape = PAIRS[config.pair]
     spec: dict[str, Any] = {
-        "ce": (0.1, distill.on_labels(distill.cross_entropy)),
+        "ce": (0.1, distill.on_labels(losses.cross_entropy)),
         "kd": (0.9, distill.on_logits(losses.kd, temperature=4.0)),
     }
     if config.relational:

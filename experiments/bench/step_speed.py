@@ -130,7 +130,7 @@ def setting(case: dict[str, Any], teacher: str, dtype: Any = None) -> Setting:
     student, net = networks(case, dtype)
     teaches: distill.Teacher = distill.nobody
     variables = None
-    spec: dict[str, Any] = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    spec: dict[str, Any] = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
     if teacher != "none":
         temperature, hard, soft = case["kd"]
         kd = distill.on_logits(losses.kd, temperature=temperature)

@@ -21,6 +21,7 @@ from jaxkd import (
     distill,
     evaluate,
     log,
+    losses,
     models,
     train,
 )
@@ -170,7 +171,7 @@ def trained(lab: Lab, name: str, net: Net, course: Course) -> Any:
     `_pair.Trainer` would also measure under the view that it trains with.
     """
     task, (teacher, teacher_variables) = lab.task, course.teacher
-    spec = course.spec or {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    spec = course.spec or {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
     d = distill.distiller(net, teacher, spec, course.tx)
     keys = jax.vmap(jax.random.key)(jnp.arange(course.seeds))
     batch = train.example(course.resident, course.view)

@@ -73,7 +73,7 @@ class Novice(NamedTuple):
 
 def _spec(knobs: Knobs, soft: Soft) -> distill.Spec:
     return {
-        "ce": (knobs.hard, distill.on_labels(distill.cross_entropy)),
+        "ce": (knobs.hard, distill.on_labels(losses.cross_entropy)),
         "kd": (knobs.soft, soft(knobs)),
     }
 

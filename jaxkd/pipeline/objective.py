@@ -55,7 +55,7 @@ class Kind(NamedTuple):
 
 def kinds() -> dict[str, Kind]:
     """Every loss that a configuration can name."""
-    found = {"ce": _lifted(distill.cross_entropy, distill.on_labels, False, "labels")}
+    found = {"ce": _lifted(losses.cross_entropy, distill.on_labels, False, "labels")}
     for name in losses.__all__:
         function = getattr(losses, name)
         parameters = inspect.signature(function).parameters.values()

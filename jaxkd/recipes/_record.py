@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from jaxkd import distill
+from jaxkd import distill, losses
 from jaxkd.distill import Spec, Teacher, Term
 from jaxkd.models.net import Net
 from jaxkd.schemes.staged import Stage
 
 Trained = tuple[Net, Any]  # a network and its variables, (params, state)
 
-CE = distill.on_labels(distill.cross_entropy)
+CE = distill.on_labels(losses.cross_entropy)
 
 
 class Budget(NamedTuple):

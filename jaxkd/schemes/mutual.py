@@ -5,7 +5,7 @@ peers as they are now: a committee (see `schemes.ensemble`) of logits
 `[peers - 1, batch, classes]`, without gradient. The paper's objective is
 
     spec = {
-        "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+        "ce": (1.0, distill.on_labels(losses.cross_entropy)),
         "mutual": (1.0, distill.on_logits(losses.mutual)),
     }
 

@@ -35,7 +35,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxkd import data, distill, losses, train
+from jaxkd import data, losses, train
 from jaxkd.cache import Scores, fingerprint, load, replayed, score, settings
 from jaxkd.data.augment import View
 from jaxkd.distill import Distiller, Term, TrainState
@@ -157,7 +157,7 @@ def make_epoch(
 
 def on_hard_labels(
     scores: Scores,
-    loss: Callable[..., Array] = distill.cross_entropy,
+    loss: Callable[..., Array] = losses.cross_entropy,
     **knobs: Any,
 ) -> Term:
     """Lifts `loss(student_logits, labels, **knobs)` to the teacher's labels.

@@ -5,7 +5,7 @@ after the student has. The paper's objective is the cross-entropy on what is lab
 and the squared distance of the probabilities on everything, with a growing weight::
 
     spec = {
-        "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+        "ce": (1.0, distill.on_labels(losses.cross_entropy)),
         "consistency": (
             optax.linear_schedule(0.0, 10.0, 400),
             distill.on_logits(losses.probability_mse),
@@ -14,7 +14,7 @@ and the squared distance of the probabilities on everything, with a growing weig
     d = self_teacher.distiller(net, spec, optax.adam(1e-3), decay=0.99)
     state = d.init(key, None, batch)
 
-A label of -1 marks an example without one: `distill.cross_entropy` gives it the loss 0.
+A label of -1 marks an example without one: `losses.cross_entropy` gives it the loss 0.
 
 Both are worth measuring; the average is what one keeps::
 

@@ -5,7 +5,7 @@ there::
 
     stages = [
         Stage("flow", {"fsp": (1.0, terms.fsp(layers))}, 30, optax.adam(1e-3)),
-        Stage("task", {"ce": (1.0, on_labels(cross_entropy))}, 210, optax.sgd(0.05)),
+        Stage("task", distill.labels_only(), 210, optax.sgd(0.05)),
     ]
 
 FitNets first trains the student up to the hint, and the regressor::

@@ -54,7 +54,7 @@ def virtual(
         losses.teacher_free, confidence=confidence, temperature=temperature
     )
     return {
-        "ce": (1 - weight, distill.on_labels(distill.cross_entropy)),
+        "ce": (1 - weight, distill.on_labels(losses.cross_entropy)),
         "teacher_free": (weight, term),
     }
 
@@ -72,6 +72,6 @@ def self_training(weight: float, *, temperature: float = 4.0) -> Spec:
     _check.closed_unit("weight", weight)
     _check.positive("temperature", temperature)
     return {
-        "ce": (1 - weight, distill.on_labels(distill.cross_entropy)),
+        "ce": (1 - weight, distill.on_labels(losses.cross_entropy)),
         "kd": (weight, distill.on_logits(losses.kd, temperature=temperature)),
     }

@@ -6,7 +6,7 @@ teacher's stage3, `["stage1", "stage2"]` several, summed. Shapes are never writt
 hand: adapters are made from the two networks' outputs.
 
     spec = {
-        "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+        "ce": (1.0, distill.on_labels(losses.cross_entropy)),
         "hint": (100.0, terms.hint("stage2")),
     }
 """

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.distill import cross_entropy
+from jaxkd.losses import cross_entropy
 from jaxkd.models.convolution import plain_convolutions
 from jaxkd.models.imagenet_resnet import imagenet_resnet
 from jaxkd.models.mobilenet_v1 import mobilenet_v1

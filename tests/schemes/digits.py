@@ -11,9 +11,9 @@ from jaxkd.data import augment
 
 tx = optax.adam(3e-3)
 small, large = models.mlp([16], classes=10), models.mlp([64, 64], classes=10)
-labels = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+labels = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
 taught = {
-    "ce": (0.1, distill.on_labels(distill.cross_entropy)),
+    "ce": (0.1, distill.on_labels(losses.cross_entropy)),
     "kd": (0.9, distill.on_logits(losses.kd, temperature=4.0)),
 }
 

@@ -14,7 +14,7 @@ from tests import toys
 
 hint = distill.on_taps(toys.mean_square, "hidden", "0/hidden")
 cohort = {
-    "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+    "ce": (1.0, distill.on_labels(losses.cross_entropy)),
     "mutual": (1.0, distill.on_logits(losses.mutual)),
 }
 sgd = optax.sgd(0.1, momentum=0.9)

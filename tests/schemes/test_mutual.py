@@ -13,7 +13,7 @@ from tests import toys
 from tests.schemes import digits
 
 spec = {
-    "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+    "ce": (1.0, distill.on_labels(losses.cross_entropy)),
     "mutual": (0.5, distill.on_logits(losses.mutual)),
 }
 lr = 0.1

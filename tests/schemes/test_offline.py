@@ -14,7 +14,7 @@ from tests import toys
 TEACHER = models.mlp([24], classes=10)
 STUDENT = models.mlp([12], classes=10)
 LIVE = distill.frozen(TEACHER)
-CE = distill.on_labels(distill.cross_entropy)
+CE = distill.on_labels(losses.cross_entropy)
 PLAIN = augment.to_float()
 RANDOM = augment.chain(augment.flip(), augment.jitter(1), augment.to_float())
 T = 2.0

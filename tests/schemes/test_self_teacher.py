@@ -155,7 +155,7 @@ def semi_supervised(weight):
     resident = {**resident, "label": jnp.where(known, resident["label"], -1)}
     view = augment.chain(augment.jitter(1), digits.view())
     spec = {
-        "ce": (13.0, distill.on_labels(distill.cross_entropy)),
+        "ce": (13.0, distill.on_labels(losses.cross_entropy)),
         "consistency": (
             optax.linear_schedule(0.0, weight, 200),
             distill.on_logits(losses.probability_mse),

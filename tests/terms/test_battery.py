@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import checkpoint, cost, distill
+from jaxkd import checkpoint, cost, distill, losses
 from tests.terms import cases
 from tests.terms.cases import BATCH, CASES, NAMES
 
@@ -264,7 +264,7 @@ def test_survives_a_checkpoint(case, stored):
 
 
 def step_macs(**terms):
-    ce = distill.on_labels(distill.cross_entropy)
+    ce = distill.on_labels(losses.cross_entropy)
     spec = {"ce": (1.0, ce)} | {name: (1.0, term) for name, term in terms.items()}
     d = distill.distiller(
         cases.student, distill.frozen(cases.teacher), spec, optax.sgd(0.1)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import checkpoint, data, distill, evaluate, train
+from jaxkd import checkpoint, data, distill, evaluate, losses, train
 from jaxkd.data import augment
 from jaxkd.models.net import from_linen
 from jaxkd.terms.simkd import Projector, simkd
@@ -58,7 +58,7 @@ def fit(net, of, variables, spec, epochs):
 
 @functools.cache
 def taught():
-    spec = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
     _, run = fit(teacher, distill.nobody, None, spec, 30)
     return run.state.params["student"], run.state.state["student"]
 

@@ -17,7 +17,7 @@ Variables = tuple[Any, Any]  # (params, state)
 def kd_spec() -> Spec:
     """What fine-tuning minimises by default: KL to the teacher, T = 4, and labels."""
     return {
-        "ce": (0.1, distill.on_labels(distill.cross_entropy)),
+        "ce": (0.1, distill.on_labels(losses.cross_entropy)),
         "kd": (0.9, distill.on_logits(losses.kd, temperature=4.0)),
     }
 

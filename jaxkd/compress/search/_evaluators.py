@@ -9,14 +9,14 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from jaxkd import _check, distill, evaluate, train
+from jaxkd import _check, distill, evaluate, losses, train
 from jaxkd.compress.search._controller import Tokens
 from jaxkd.compress.search._space import Space
 from jaxkd.data.augment import View
 from jaxkd.models.net import Net
 from jaxkd.types import Batch
 
-LABELS: distill.Spec = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+LABELS: distill.Spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
 
 
 class Course(NamedTuple):

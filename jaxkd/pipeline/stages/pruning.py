@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from msgspec import Meta
 
-from jaxkd import distill, store
+from jaxkd import losses, store
 from jaxkd.compress import prune
 from jaxkd.compress.prune.metric import part
 from jaxkd.pipeline import memory
@@ -147,7 +147,7 @@ def _gradient(stage: Prune, job: Job, held: Held) -> Any:
 
     def loss(params: Any) -> Any:
         outputs, _ = held.net.apply(params, held.state, batch["image"], train=False)
-        return distill.cross_entropy(outputs.logits, batch["label"]).mean()
+        return losses.cross_entropy(outputs.logits, batch["label"]).mean()
 
     return jax.grad(loss)(held.params)
 

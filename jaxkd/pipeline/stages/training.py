@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from msgspec import Meta, field
 
-from jaxkd import checkpoint, distill, evaluate, train
+from jaxkd import checkpoint, distill, evaluate, losses, train
 from jaxkd.distill import TrainState
 from jaxkd.models.net import Net
 from jaxkd.pipeline import memory, networks, objective, optimizing
@@ -59,7 +59,7 @@ class Training(Stage, frozen=True, kw_only=True):
 
     def objective(self, job: Job, steps: int) -> distill.Spec:
         """Return the losses; `steps` are those of an epoch."""
-        return {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+        return {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
 
     def rehearse(self, job: Job) -> Held:
         """Trace an epoch."""

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import distill
+from jaxkd import distill, losses
 from jaxkd.compress import prune
 from tests.compress.prune import small
 
@@ -69,7 +69,7 @@ def test_what_stays_moves_as_the_optimiser_says_bit_for_bit():
 def test_removal_after_training_is_the_masked_network():
     plan, resident = small.plan(), small.resident()
     tx = prune.gradual(optax.adam(1e-2), plan, DROPPED, prune.cubic(0, 4))
-    ce = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    ce = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
     d = distill.distiller(
         prune.from_variables(small.net, small.variables()), distill.nobody, ce, tx
     )

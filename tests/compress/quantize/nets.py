@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkd import _tree, data, distill, evaluate, train
+from jaxkd import _tree, data, distill, evaluate, losses, train
 from jaxkd.data import augment
 from jaxkd.models._layers import conv, global_mean, norm
 from jaxkd.models.net import from_linen
 
 SHAPE = (8, 8, 1)
 view = augment.to_float()
-labels_only = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+labels_only = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
 
 
 class Small(nn.Module):

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import distill
+from jaxkd import distill, losses
 from jaxkd.compress import quantize as Q
 from jaxkd.models import ZOO
 from jaxkd.models._layers import conv
@@ -214,7 +214,7 @@ def test_taps_of_a_foreign_module_survive():
 
 def test_trains_in_the_ordinary_distiller():
     net, params, state = Q.fold(small, *made(small), SHAPE)
-    spec = {"ce": (1.0, distill.on_labels(distill.cross_entropy))}
+    spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
     fit = distill.distiller(net, distill.nobody, spec, optax.sgd(0.1))
     batch = {"image": images(8), "label": np.arange(8) % 10}
     start = jax.jit(lambda key: fit.init(key, None, batch))(jax.random.key(0))

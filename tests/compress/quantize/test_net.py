@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import distill
+from jaxkd import distill, losses
 from jaxkd.compress import quantize as Q
 from jaxkd.models import ZOO, mlp
 from jaxkd.models.net import from_linen
@@ -169,7 +169,7 @@ def test_trains_in_the_distiller_with_taps_and_a_teacher(folded):
     config, (net, params, state) = quantized(folded)
     square = lambda a, b: ((a - b) ** 2).mean((1, 2, 3))
     spec = {
-        "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+        "ce": (1.0, distill.on_labels(losses.cross_entropy)),
         "hint": (1.0, distill.on_taps(square, "block", "block")),
     }
     teacher = distill.frozen(folded[0])
@@ -224,7 +224,7 @@ def test_learned_steps(folded):
 
     def loss(params, state):
         outputs, state = net.apply(params, state, x, train=True)
-        return distill.cross_entropy(outputs.logits, jnp.arange(8)).mean(), state
+        return losses.cross_entropy(outputs.logits, jnp.arange(8)).mean(), state
 
     grads, after = jax.jit(jax.grad(loss, has_aux=True))(params, state)
     sizes = jax.tree.map(lambda g: float(np.abs(g).max()), grads["steps"])

@@ -120,7 +120,7 @@ def test_one_compilation_serves_all_knobs_and_each_is_the_trainers(tmp_path):
 
     trainer = pair.Trainer(optax.adam(1e-3), 20, lab.log, lab.directory)
     kd = distill.on_logits(losses.kd, temperature=3.0)
-    ce = distill.on_labels(distill.cross_entropy)
+    ce = distill.on_labels(losses.cross_entropy)
     task = lab.task._replace(resident=resident)
     for students, spec in (
         (plain, {"ce": (1.0, ce)}),
