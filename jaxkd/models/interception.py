@@ -25,3 +25,24 @@ def arguments(
       {'x': 1, 'mask': 2}
     """
     return dict(inspect.signature(call).bind(*args, **kwargs).arguments)
+
+
+def by_position(
+    call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of an intercepted call, by position where that is allowed.
+
+    Args:
+      call: the method, as the interceptor gets it.
+      args: its positional arguments.
+      kwargs: its arguments by keyword.
+
+    Returns:
+      `(args, kwargs)` of the same call.
+
+    Example:
+      >>> by_position(lambda x, mask=None: x, (), {"mask": 2, "x": 1})
+      ((1, 2), {})
+    """
+    bound = inspect.signature(call).bind(*args, **kwargs)
+    return bound.args, bound.kwargs

@@ -14,6 +14,7 @@ from jaxkd.compress.quantize import finite
 from jaxkd.compress.quantize.graph import Graph
 from jaxkd.compress.quantize.norms import Norm, batch_norms, is_call
 from jaxkd.models.convolution import conv_general_dilated
+from jaxkd.models.interception import arguments
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -145,7 +146,7 @@ def _replaced(norms: dict[str, Norm], layers: set[str]) -> Callable[..., Any]:
     def call_folded(call, args, kwargs, context):
         module, path = context.module, "/".join(context.module.path)
         if is_call(context, nn.BatchNorm) and path in norms:
-            x = args[0] if args else kwargs["x"]
+            x = arguments(call, args, kwargs)["x"]
             return x if norms[path].layer is not None else _affine(module, x)
         out = call(*args, **kwargs)
         linear = path in layers and is_call(context, nn.Conv, nn.Dense)

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jaxkd.compress.quantize import kernels
 from jaxkd.compress.quantize.graph import LINEAR, Graph, equations, trace
+from jaxkd.models.interception import arguments
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -77,8 +78,8 @@ def _marked(norms: dict[str, nn.BatchNorm]) -> Iterator[None]:
         path = "/".join(context.module.path)
         if is_call(context, nn.BatchNorm):
             norms[path] = context.module
-            x, *rest = args or (kwargs.pop("x"),)
-            return call(_named(x, f"norm:{path}"), *rest, **kwargs)
+            given = arguments(call, args, kwargs)
+            return call(**given | {"x": _named(given["x"], f"norm:{path}")})
         out = call(*args, **kwargs)
         if is_call(context, nn.Conv, nn.Dense):
             return _named(out, f"layer:{path}")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import cost as costs
+from jaxkd.models.interception import by_position
 from jaxkd.models.net import Net
 
 UNTOLD = ("parent", "name")
@@ -69,6 +70,7 @@ def taken_apart(
         module = context.module
         if tracing or context.method_name != "__call__" or len(module.path) != 1:
             return following(*args, **kwargs)
+        args, kwargs = by_position(following, args, kwargs)
         key = _key(module, args, kwargs)
         if key not in known:
             tracing = True
