@@ -21,7 +21,7 @@ class Limit(NamedTuple):
       least: the smallest cost allowed.
       most: the greatest.
       cheapest: the cheapest tokens of the space.
-      dearest: the dearest.
+      sizes: how many choices each position has.
     """
 
     cost: Measure
@@ -29,7 +29,13 @@ class Limit(NamedTuple):
     least: float
     most: float
     cheapest: Tokens
-    dearest: Tokens
+    sizes: Tokens
+
+    @property
+    def dearest(self) -> Tokens:
+        """The dearest tokens of the space, found when they are asked for."""
+        middle = tuple(n // 2 for n in self.sizes)
+        return descend(lambda tokens: -self.cost(tokens), middle, self.sizes)
 
     def feasible(self, tokens: Tokens) -> bool:
         """Whether the tokens cost neither too much nor too little."""
@@ -49,11 +55,12 @@ def limit(
     most: float = math.inf,
     least: float = 0.0,
 ) -> Limit:
-    """Limits what candidates cost, after asking which costs there are at all.
+    """Limits what candidates cost, after finding out whether the space has any such.
 
-    The reachable range is found by changing one position at a time until no change
-    makes the network cheaper (dearer). It is exact where more of one position costs
-    more whatever stands at the others, as with MACs and widths.
+    The ends of the reachable range (the upper one only if it is needed) are found by
+    changing one position at a time until no change makes the network cheaper (dearer).
+    They are exact where more of one position costs more whatever stands at the others,
+    as with MACs and widths.
 
     Args:
       name: of the cost, for messages and the journal.
@@ -81,15 +88,16 @@ def limit(
         raise ValueError(f"least must be <= most, got {least} and {most}")
     middle = tuple(n // 2 for n in sizes)
     cheapest = descend(cost, middle, sizes)
-    dearest = descend(lambda tokens: -cost(tokens), middle, sizes)
-    reach = cost(cheapest), cost(dearest)
-    if most < reach[0] or least > reach[1]:
-        wanted = f"{least:,.10g} to {most:,.10g} {name}"
-        raise ValueError(
-            f"the limit of {wanted} cannot be met: the space reaches "
-            f"{reach[0]:,.10g} to {reach[1]:,.10g}"
-        )
-    return Limit(cost, name, least, most, cheapest, dearest)
+    made = Limit(cost, name, least, most, cheapest, sizes)
+    if not least <= cost(cheapest) <= most:
+        reach = cost(cheapest), cost(made.dearest)
+        if most < reach[0] or least > reach[1]:
+            wanted = f"{least:,.10g} to {most:,.10g} {name}"
+            raise ValueError(
+                f"the limit of {wanted} cannot be met: the space reaches "
+                f"{reach[0]:,.10g} to {reach[1]:,.10g}"
+            )
+    return made
 
 
 def descend(cost: Measure, tokens: Tokens, sizes: Tokens) -> Tokens:

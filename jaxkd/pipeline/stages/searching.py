@@ -1,7 +1,8 @@
 """search: which network of a model's space, by short trainings."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -50,7 +51,6 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
 
     def run(self, job: Job) -> Made:
         """Searches; goes on with the journal if there is one."""
-        world = job.world
         space, limit, controller = _search(self, job)
         course = _course(self, job)
         settings = {
@@ -75,8 +75,7 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
         for trial in found:
             if trial.error:
                 job.warn(f"{self.name}: candidate {trial.tokens} failed: {trial.error}")
-        cost = search.parameters(space, world.image_shape)
-        macs = search.macs(space, world.image_shape)
+        macs, parameters = (_cost(job, self.model, w) for w in ("macs", "parameters"))
         rows = [
             {
                 **row_of(self),
@@ -89,7 +88,7 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
                     else {"reward": trial.reward}
                 ),
                 "macs": int(macs(trial.tokens)),
-                "parameters": int(cost(trial.tokens)),
+                "parameters": int(parameters(trial.tokens)),
                 "seconds": trial.seconds,
             }
             for number, trial in enumerate(found, start=1)
@@ -135,8 +134,7 @@ def _search(stage: Search, job: Job) -> tuple[Any, Any, Any]:
     model, world = job.config.models[stage.model], job.world
     assert isinstance(model, Space)
     space = networks.space(model, world.classes)
-    count = {"macs": search.macs, "parameters": search.parameters}[stage.limit]
-    cost = count(space, world.image_shape)
+    cost = _cost(job, stage.model, stage.limit)
     limit = search.limit(stage.limit, cost, space.sizes, most=stage.most)
     start = search.within(limit, limit.cheapest, space.sizes)
     controllers = {
@@ -147,3 +145,17 @@ def _search(stage: Search, job: Job) -> tuple[Any, Any, Any]:
         "random": lambda: search.random_search(space.sizes),
     }
     return space, limit, controllers[stage.controller]()
+
+
+def _cost(job: Job, name: str, what: str) -> Callable[[search.Tokens], float]:
+    """The cost of a candidate, counted once for rehearsal, run and rows."""
+    model = job.config.models[name]
+    return _counted(model, job.world.classes, job.world.image_shape, what)
+
+
+@functools.lru_cache(maxsize=4)
+def _counted(
+    model: Space, classes: int, image_shape: tuple[int, ...], what: str
+) -> Callable[[search.Tokens], float]:
+    count = {"macs": search.macs, "parameters": search.parameters}[what]
+    return count(networks.space(model, classes), image_shape)
