@@ -14,19 +14,18 @@ With a directory, each network is written there as soon as it is trained, and re
 instead of trained the next time: an interrupted chain goes on where it was.
 """
 
-import json
+import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from jaxtyping import Array
 
-from jaxkd import checkpoint, distill, log as logs, train
-from jaxkd.cache import fingerprint
+from jaxkd import _tree, checkpoint, distill, jaxpr, log as logs, store, train
 from jaxkd.data.augment import View
 from jaxkd.distill import Spec, Teacher
 from jaxkd.models.net import Net
@@ -85,9 +84,10 @@ def chain(
       example: a batch as the networks see it, from `train.example`.
       teacher: of the first network.
       teacher_variables: its variables.
-      directory: where the variables of NAME go, as `NAME` and `NAME.json`; None keeps
-        nothing. What is there is read, if it had the same name, key, shapes and
-        teacher. How `learn` trains is not recorded: name another directory for that.
+      directory: where the variables of NAME go, as `NAME`; None keeps nothing. What is
+        there is read, if it had the same key, teacher, networks and objective, weights
+        and knobs of the terms included. How `learn` trains (optimiser, data, epochs) is
+        not recorded: name another directory for that.
 
     Returns:
       The variables by name, in order: `tuple(found.values())` are those of the
@@ -108,7 +108,7 @@ def chain(
         lesson = Lesson(
             name, net, teacher, teacher_variables, own, jax.random.fold_in(key, i)
         )
-        found[name] = _kept(folder, lesson, learn, shapes[name])
+        found[name] = _kept(folder, lesson, learn, shapes[name], example)
         teacher, teacher_variables = distill.frozen(net), found[name]
     return found
 
@@ -194,43 +194,55 @@ def by_fit(
 
 
 def _kept(
-    folder: pathlib.Path | None, lesson: Lesson, learn: Learn, shapes: Variables
+    folder: pathlib.Path | None,
+    lesson: Lesson,
+    learn: Learn,
+    shapes: Variables,
+    example: Batch,
 ) -> Variables:
     """The lesson's result: read, if it was learnt before; else learnt, and written."""
     if folder is None:
         return learn(lesson)
-    note, identity = folder / f"{lesson.name}.json", _identity(lesson, shapes)
-    if note.exists():
-        there = json.loads(note.read_text())
-        for what, wanted in identity.items():
-            if there.get(what) != wanted:
-                raise ValueError(
-                    f"{note} belongs to another chain: its {what} is "
-                    f"{there.get(what)}, here it is {wanted}; name another directory, "
-                    "or delete it"
-                )
-        like = {"params": shapes[0], "state": shapes[1]}
-        kept = checkpoint.load(folder / lesson.name, like=like)
+    path, identity = folder / lesson.name, _identity(lesson, shapes, example)
+    like = {"params": shapes[0], "state": shapes[1]}
+    if checkpoint.has_notes(path):
+        found = checkpoint.read(path)
+        store.require_same(path, found.meta, identity)
+        kept = checkpoint.like(found.tree, like)
         return kept["params"], kept["state"]
+    store.require_ours(path)
     params, state = learn(lesson)
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(folder / lesson.name, {"params": params, "state": state})
-    # The note comes last, and at once: without it the network does not count as whole.
-    partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(identity, indent=2))
-    os.replace(partial, note)
+    checkpoint.write(path, {"params": params, "state": state}, identity)
     return params, state
 
 
-def _identity(lesson: Lesson, shapes: Variables) -> dict[str, Any]:
-    """What a lesson's result depends on, as far as it can be written down."""
-    described = jax.tree_util.tree_leaves_with_path(shapes)
-    return {
-        "key": np.asarray(jax.random.key_data(lesson.key)).tolist(),
-        "spec": sorted(lesson.spec),
-        "teacher": fingerprint(lesson.teacher_variables),
-        "shapes": {
-            jax.tree_util.keystr(at): f"{leaf.dtype}{list(leaf.shape)}"
-            for at, leaf in described
+def _identity(lesson: Lesson, shapes: Variables, example: Batch) -> dict[str, Any]:
+    """What a lesson's result depends on, but for how `learn` trains."""
+    return store.identity(
+        key=jax.random.key_data(lesson.key).tolist(),
+        spec=sorted(lesson.spec),
+        teacher=store.digest(lesson.teacher_variables),
+        shapes={
+            path: f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in _tree.flatten(shapes).items()
         },
-    }
+        step=_digest_of_step(lesson, example),
+    )
+
+
+def _digest_of_step(lesson: Lesson, example: Batch) -> str:
+    """A digest of the traced step: networks, terms, their weights and knobs.
+
+    The same in every process with one version of jax. Traced, a temperature is a number
+    in the program, and a schedule of a weight is a part of it.
+    """
+    d = distill.distiller(lesson.net, lesson.teacher, lesson.spec, optax.identity())
+    state = jax.eval_shape(d.init, lesson.key, lesson.teacher_variables, example)
+    program = jaxpr.trace(d.step, state, lesson.teacher_variables, example)
+    steps = [
+        f"{step.name} {step.inputs} {step.outputs} {sorted(step.params.items())}"
+        for step in program.steps
+    ]
+    text = re.sub("0x[0-9a-f]+", "", "\n".join(steps))  # addresses of functions
+    constants = {str(i): value for i, value in program.constants.items()}
+    return hashlib.sha256(f"{text}{store.digest(constants)}".encode()).hexdigest()

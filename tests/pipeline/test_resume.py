@@ -169,7 +169,7 @@ def test_an_interrupt_saves_the_epoch_and_says_where(
 def test_a_full_disk_stops_the_run_and_loses_nothing(
     config, whole, tmp_path, monkeypatch
 ):
-    real = checkpoint.save
+    real = checkpoint.trees.save_data
 
     def full(path, tree):
         if "05-finetune" in str(path):

@@ -1,11 +1,13 @@
 """Chains of trainings: generations, assistants, and nothing computed twice."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import distill, evaluate, log, models
+from jaxkd import distill, evaluate, log, losses, models, store
 from jaxkd.schemes import assistants, born_again, chain, ensemble, teacher_free
 from tests import toys
 from tests.schemes import digits
@@ -96,42 +98,62 @@ def test_an_interrupted_chain_goes_on_where_it_was(tmp_path):
     equal(resumed, whole)
     equal(run(), whole)
     assert lessons == names
-    (tmp_path / "generation1.json").unlink()  # as if it had died while writing
+    store.remove_dir(tmp_path / "generation1")  # as if it had died while writing
     equal(run(), whole)
     assert lessons == [*names, "generation1"]
 
 
 @pytest.mark.bad_input
 def test_another_chains_directory_is_refused(tmp_path):
-    def run(nets, seed=0, teacher=()):
+    def run(nets, spec, seed=0, teacher=()):
         lessons = []
-        key = jax.random.key(seed)
         options = dict(zip(("teacher", "teacher_variables"), teacher, strict=False))
         chain.chain(
             nets,
-            toys.spec,
+            spec,
             remembering(lessons),
-            key=key,
+            key=jax.random.key(seed),
             example=batch,
             directory=tmp_path,
             **options,
         )
         return lessons
 
+    def objective(weight=0.5, temperature=4.0):
+        kd = functools.partial(losses.kd, temperature=temperature)
+        return {
+            "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+            "kd": (weight, distill.on_logits(kd)),
+        }
+
     taught = lambda seed: (
         distill.frozen(toys.teacher),
         toys.teacher_variables(seed),
     )
-    nets = {"a": toys.student}
-    assert run(nets, teacher=taught(1)) and not run(nets, teacher=taught(1))
-    for what, again in {
-        "key": lambda: run(nets, seed=1, teacher=taught(1)),
-        "teacher": lambda: run(nets, teacher=taught(2)),
-        "spec": lambda: run(nets),
-        "shapes": lambda: run({"a": toys.teacher}, teacher=taught(1)),
-    }.items():
-        with pytest.raises(ValueError, match=f"belongs to another chain: its {what}"):
+    nets, spec, how = {"a": toys.student}, objective(), {"teacher": taught(1)}
+    assert run(nets, spec, **how) and not run(nets, objective(), **how)
+    for what, again in [
+        ("key", lambda: run(nets, spec, seed=1, **how)),
+        ("teacher", lambda: run(nets, spec, teacher=taught(2))),
+        ("spec", lambda: run(nets, spec)),
+        ("shapes", lambda: run({"a": toys.teacher}, spec, **how)),
+        ("step", lambda: run(nets, objective(weight=0.6), **how)),
+        ("step", lambda: run(nets, objective(temperature=5.0), **how)),
+        ("step", lambda: run(nets, objective(weight=lambda step: 0.5 + step), **how)),
+    ]:
+        with pytest.raises(ValueError, match=f"belongs to another run: .*{what} was"):
             again()
+
+
+@pytest.mark.bad_input
+def test_a_directory_of_others_is_refused_before_anything_is_learnt(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").write_text("years of work")
+    lessons = []
+    how = {"key": jax.random.key(0), "example": batch, "directory": tmp_path}
+    with pytest.raises(ValueError, match="a was not written by jaxkd"):
+        chain.chain({"a": toys.student}, toys.spec, remembering(lessons), **how)
+    assert not lessons
 
 
 def test_generations_on_digits_are_logged_and_teach_together(tmp_path):
