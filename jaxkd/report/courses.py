@@ -162,7 +162,7 @@ def _pruning(run: Run, stage: str, name: str) -> list[Block]:
     rows = [r for r in run.metrics if str(r.get("stage")) == stage]
     dropped = rows[-1].get("dropped") if rows else None
     folder = next(
-        (f"{r.get('directory')}" for r in run.rows if r["stage"] == stage), ""
+        (f"{r.get('directory')}" for r in run.rows if r.get("stage") == stage), ""
     )
     listing = _text(run, f"{folder}/groups.txt")
     units = {
@@ -205,7 +205,9 @@ def _sensitivities(
             curves[group] = (xy[:, 0], xy[:, 1])
     svg = None
     if curves:
-        metric = str((found.get("settings") or {}).get("metric", "metric"))
+        settings = found.get("settings")
+        named = settings.get("metric") if isinstance(settings, dict) else None
+        metric = "metric" if named is None else str(named)
         svg = charts.lines(
             curves,
             x_label="removed from this group alone, %",

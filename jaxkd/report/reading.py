@@ -123,9 +123,9 @@ def array(run: Run, name: str, sha256: Any = None) -> np.ndarray | None:
       sha256: the checksum that the run recorded; None is not compared.
     """
     path = run.path / name
-    if not path.resolve().is_relative_to(run.path.resolve()):
-        return None
     try:
+        if not path.resolve().is_relative_to(run.path.resolve()):
+            return None
         if sha256 is not None and store.sha256(path) != sha256:
             return None
         return np.load(path, allow_pickle=False)
@@ -152,9 +152,13 @@ def json_file(run: Run, name: str) -> Row:
 
 
 def number(value: Any) -> float | None:
-    """A number as it is; None for all else."""
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if known else None
+    """Return a number as a float; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return None
 
 
 def _objects(value: Any) -> list[Row]:
@@ -210,7 +214,7 @@ def _metrics(path: pathlib.Path, notes: list[str]) -> list[Row]:
 
 
 def _completeness(run: Run, notes: list[str]) -> None:
-    done = len({row.get("index") for row in run.rows if row.get("index") != -1})
+    done = len({str(row.get("index")) for row in run.rows if row.get("index") != -1})
     if not run.results.get("finished"):
         total = f" of its {len(run.stages)}" if run.stages else ""
         notes.append(
@@ -229,7 +233,7 @@ def _doubts(run: Run) -> list[str]:
     notes = [
         f"{name} is damaged and left out; resume the run, which writes it again."
         for name, sha256 in sums.items()
-        if (run.path / name).is_file() and array(run, name, sha256) is None
+        if os.path.isfile(run.path / name) and array(run, name, sha256) is None
     ]
     known = labels(run)
     for row in run.rows if known is not None else ():
