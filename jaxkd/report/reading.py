@@ -147,7 +147,7 @@ def json_file(run: Run, name: str) -> Row:
     """A JSON object of the directory; {} if it is not there or not whole."""
     try:
         return _json(run.path / name)
-    except ValueError:
+    except (OSError, ValueError):
         return {}
 
 
