@@ -7,7 +7,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxkd import _check
 from jaxkd._check import Range
@@ -62,8 +61,9 @@ def compiled(
             for name, check in ranges.items():
                 check(name, knobs[name])
             given = {**dict(zip(parameters, args, strict=False)), **knobs}
+            scores: Any = given.get(logits, 0.0)
             for name in of_classes & given.keys():
-                *_, count = 1, *np.shape(given.get(logits))
+                *_, count = 1, *jnp.shape(scores)
                 _check.classes(name, given[name], count, given["where"])
             for name in knobs.keys() - set(static):
                 knobs[name] = jax.tree.map(_widen, knobs[name])
