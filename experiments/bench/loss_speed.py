@@ -46,6 +46,8 @@ SHAPES = {
     "teacher_top_logits": (LOGITS[0], 32),
     "teacher_logsumexp": LOGITS[:1],
     "logits": LOGITS,
+    "_logit_maps": (LOGITS[0], 4, 4, LOGITS[1]),
+    "cost": (LOGITS[1], LOGITS[1]),
     "_embeddings": (MAP[0], EMBEDDING),
     "_bank": (DATA, EMBEDDING),
     "raw_scale": (CHANNELS,),

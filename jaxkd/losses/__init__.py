@@ -17,6 +17,7 @@ from jaxkd.losses._ab import ab
 from jaxkd.losses._at import at
 from jaxkd.losses._binary_kd import binary_kd
 from jaxkd.losses._cc import cc
+from jaxkd.losses._class_costs import class_costs
 from jaxkd.losses._cosine import cosine
 from jaxkd.losses._crd import crd
 from jaxkd.losses._cross_entropy import cross_entropy
@@ -41,6 +42,7 @@ from jaxkd.losses._mlkd_instance import mlkd_instance
 from jaxkd.losses._mutual import mutual
 from jaxkd.losses._nkd import nkd
 from jaxkd.losses._nst import nst
+from jaxkd.losses._ofa import ofa
 from jaxkd.losses._ofd import ofd
 from jaxkd.losses._pearson_features import pearson_features
 from jaxkd.losses._pkt import pkt
@@ -49,6 +51,7 @@ from jaxkd.losses._reverse_kd import reverse_kd
 from jaxkd.losses._rkd_angle import rkd_angle
 from jaxkd.losses._rkd_distance import rkd_distance
 from jaxkd.losses._rld import rld
+from jaxkd.losses._sdd import sdd
 from jaxkd.losses._soft_cross_entropy import soft_cross_entropy
 from jaxkd.losses._sp import sp
 from jaxkd.losses._teacher_free import teacher_free
@@ -56,6 +59,7 @@ from jaxkd.losses._topk_kd import topk_kd
 from jaxkd.losses._ttm import ttm
 from jaxkd.losses._vid import vid
 from jaxkd.losses._wasserstein_features import wasserstein_features
+from jaxkd.losses._wkd_logits import wkd_logits
 from jaxkd.losses._wsld import wsld
 from jaxkd.losses._wttm import wttm
 
@@ -64,6 +68,7 @@ __all__ = [
     "at",
     "binary_kd",
     "cc",
+    "class_costs",
     "cosine",
     "crd",
     "cross_entropy",
@@ -88,6 +93,7 @@ __all__ = [
     "mutual",
     "nkd",
     "nst",
+    "ofa",
     "ofd",
     "pearson_features",
     "pkt",
@@ -96,6 +102,7 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "rld",
+    "sdd",
     "soft_cross_entropy",
     "sp",
     "teacher_free",
@@ -103,6 +110,7 @@ __all__ = [
     "ttm",
     "vid",
     "wasserstein_features",
+    "wkd_logits",
     "wsld",
     "wttm",
 ]

@@ -60,14 +60,17 @@ def compiled(
             knobs = {**defaults, **kwargs}
             for name, check in ranges.items():
                 check(name, knobs[name])
-            given = {**dict(zip(parameters, args, strict=False)), **knobs}
-            scores: Any = given.get(logits, 0.0)
-            for name in of_classes & given.keys():
-                *_, count = 1, *jnp.shape(scores)
-                _check.classes(name, given[name], count, given["where"])
             for name in knobs.keys() - set(static):
                 knobs[name] = jax.tree.map(_widen, knobs[name])
-            return program(*map(_widen, args), **knobs)
+            result = program(*map(_widen, args), **knobs)
+            given: dict[str, Any] = {
+                **dict(zip(parameters, args, strict=False)),
+                **knobs,
+            }
+            for name in of_classes:  # after the shapes, which the program checks
+                count = jnp.shape(given[logits])[-1]
+                _check.classes(name, given[name], count, given["where"])
+            return result
 
         return public
 

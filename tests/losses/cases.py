@@ -36,6 +36,7 @@ class Case(NamedTuple):
       leading: any number of leading batch axes is taken, `[*batch, classes]`.
       class_axis: arguments whose last axis is the classes. Appending classes there and
         masking them changes nothing. Empty: the loss takes no `class_mask`.
+      class_square: arguments `[classes, classes]`.
       symmetries: maps of inputs that leave the loss unchanged.
       width: number of classes, channels or dimensions in most tests.
       free_width: the two networks may have different widths.
@@ -58,6 +59,7 @@ class Case(NamedTuple):
     across: bool = False
     leading: bool = False
     class_axis: tuple[str, ...] = ()
+    class_square: tuple[str, ...] = ()
     symmetries: tuple[Callable[[Inputs], Inputs], ...] = ()
     width: int = 5
     free_width: bool = False

@@ -1,5 +1,6 @@
 """The logit losses as the battery sees them: inputs, knobs, own definitions."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,13 @@ def with_labels(rng: np.random.Generator, batch: tuple[int, ...], width: int) ->
     return {**two_logits(rng, batch, width), "labels": labels}
 
 
+MAPS = "student_logit_maps", "teacher_logit_maps"
+
+
 def shift(inputs: Inputs) -> Inputs:
     """Adds a constant to all of a row's logits: the softmax does not see it."""
     shifted = dict(inputs)
-    names = ("student_logits", "teacher_logits", "logits")
+    names = "student_logits", "teacher_logits", "logits", *MAPS
     for size, name in enumerate(names, start=1):
         if name in inputs:
             rows = np.arange(inputs[name][..., :1].size) - 3.0
@@ -190,6 +194,81 @@ def wttm_by_hand(student_logits, teacher_logits, gamma):
     """ttm, weighted by the normaliser of that power."""
     power = (softmax(teacher_logits) ** gamma).sum(-1)
     return power * ttm_by_hand(student_logits, teacher_logits, gamma)
+
+
+def ofa_by_hand(student_logits, teacher_logits, labels, gamma, temperature):
+    """The raised target as in the paper, (p + one)**gamma - one."""
+    one = np.eye(student_logits.shape[-1])[labels]
+    target = (softmax(teacher_logits, temperature) + one) ** gamma - one
+    return -(target * np.log(softmax(student_logits, temperature))).sum(-1)
+
+
+def with_cost(rng: np.random.Generator, batch: tuple[int, ...], width: int) -> Inputs:
+    """Both networks' logits, labels, and costs between the classes."""
+    cost = rng.uniform(size=(width, width))
+    return {**with_labels(rng, batch, width), "cost": cost}
+
+
+def wkd_logits_by_hand(
+    student_logits,
+    teacher_logits,
+    labels,
+    cost,
+    gamma,
+    temperature,
+    epsilon,
+    iterations,
+):
+    """Example by example, in probability space, with the label's class deleted."""
+    each = []
+    for s, t, y in zip(student_logits, teacher_logits, labels, strict=True):
+        c = np.delete(np.delete(cost, y, 0), y, 1)
+        rows = softmax(np.delete(s, y), temperature)
+        columns = softmax(np.delete(t, y), temperature)
+        kernel, u = np.exp(-c / epsilon), np.ones(len(c))
+        for _ in range(iterations):
+            v = columns / (kernel.T @ u)
+            u = rows / (kernel @ v)
+        moved = (u[:, None] * kernel * v * c).sum()
+        each.append(gamma * moved - softmax(t)[y] * np.log(softmax(s)[y]))
+    return np.array(each)
+
+
+def logit_maps(rng: np.random.Generator, batch: tuple[int, ...], width: int) -> Inputs:
+    """Logits at 2 by 4 positions, and labels."""
+    shape = (*batch, 2, 4, width)
+    return {
+        "student_logit_maps": rng.normal(size=shape),
+        "teacher_logit_maps": 2 * rng.normal(size=shape),
+        "labels": rng.integers(width, size=batch),
+    }
+
+
+def sdd_by_hand(
+    student_logit_maps, teacher_logit_maps, labels, loss, scales, complementary
+):
+    """Image by image and cell by cell, kd at temperature 2."""
+    assert loss is KD_AT_2 and scales == (1, 2)
+    each = []
+    for s, t, y in zip(student_logit_maps, teacher_logit_maps, labels, strict=True):
+        whole = t.mean((0, 1)).argmax() == y
+        cells = [
+            np.s_[:, :],
+            np.s_[:1, :2],
+            np.s_[1:, :2],
+            np.s_[:1, 2:],
+            np.s_[1:, 2:],
+        ]
+        total = 0.0
+        for cell in cells:
+            a, b = s[cell].mean((0, 1)), t[cell].mean((0, 1))
+            differ = (b.argmax() == y) != whole
+            total += (complementary if differ else 1) * kd_by_hand(a, b, 2.0)
+        each.append(total / 5)
+    return np.array(each)
+
+
+KD_AT_2 = functools.partial(losses.kd, temperature=2.0)
 
 
 def cross_entropy_by_hand(logits, labels):
@@ -392,6 +471,35 @@ CASES = [
         rtol=1e-4,  # the 1e-8 beside the norms
         at_equal="least",
         **ACROSS,
+    ),
+    case(
+        losses.ofa,
+        with_labels,
+        ofa_by_hand,
+        knobs={"gamma": 1.5, "temperature": 2.0},
+        vary={"gamma": 2, "temperature": 1},
+        at_equal=None,
+        **LOGITS,
+    ),
+    case(
+        losses.wkd_logits,
+        with_cost,
+        wkd_logits_by_hand,
+        knobs={"gamma": 3.0, "temperature": 2.0, "epsilon": 0.1, "iterations": 3},
+        vary={"gamma": 2, "temperature": 1, "epsilon": 0.2},
+        at_equal=None,
+        batch_axis={"cost": None},
+        class_square=("cost",),
+        **LOGITS,
+    ),
+    case(
+        losses.sdd,
+        logit_maps,
+        sdd_by_hand,
+        knobs={"loss": KD_AT_2, "scales": (1, 2), "complementary": 1.5},
+        vary={"complementary": 3},
+        pairs=(MAPS,),
+        **{**LOGITS, "class_axis": MAPS, "leading": False},
     ),
     case(
         losses.cross_entropy,
