@@ -60,4 +60,5 @@ def class_costs(
     # CKA is the cosine of the two Gram matrices between examples.
     x = fm.unit(fm.flat(x)).reshape(x.shape)  # against overflow
     grams = fm.unit(fm.flat(fm.einsum("cnd,cmd->cnm", x, x)))
-    return -jnp.expm1(-kappa * (1 - fm.einsum("id,jd->ij", grams, grams)))
+    unlike = 1 - fm.einsum("id,jd->ij", grams, grams)
+    return -jnp.expm1(-jnp.asarray(kappa, x.dtype) * unlike)
