@@ -1,10 +1,12 @@
 """`Net`: a network as a pair of pure functions, wherever its layers are from."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.errors
 import flax.linen as nn
+import jax
 from flax.traverse_util import flatten_dict
 
 from jaxkd.types import Outputs
@@ -15,7 +17,7 @@ class Net(NamedTuple):
 
     `state` holds what moves without a gradient, such as BatchNorm's running statistics;
     it comes back changed only from a call with `train=True`, and is `{}` for a network
-    that has none. `key` feeds dropout, which only a call with `train=True` draws.
+    that has none. `key` feeds dropout and whatever else a module draws when it trains.
 
     A `Net` made from a linen module is still open to `flax.linen.intercept_methods`
     around `init` or `apply`, which is how its layers are resized or quantized.
@@ -30,16 +32,51 @@ class Net(NamedTuple):
 
 
 def from_linen(module: nn.Module) -> Net:
-    """Wraps a linen module whose `__call__(x, train)` returns `(logits, taps)`.
+    """Wrap a linen module.
 
     Args:
-      module: `taps` is a dict from names to features; they cost nothing under `jit`
-        when nobody reads them.
+      module: its `__call__(x, ...)` returns logits, `(logits, taps)` or `Outputs`.
+        `taps` is a dict from names to features; they cost nothing under `jit` when
+        nobody reads them. It is told that it trains by the argument it has for it:
+        `train`, `deterministic` or `use_running_average`.
 
     Returns:
-      The network. `apply` raises a ValueError if the module needs a `key` and has none.
+      The network. When traced, `init` and `apply` raise a ValueError if the module
+      returns something else, or needs a `key` and has none.
     """
-    return _net(module, lambda train: {"train": train}, lambda out, _: out)
+    return _net(module, _mode(module), lambda out, _: outputs_of(out))
+
+
+def _mode(module: nn.Module) -> Callable[[bool], Mapping[str, Any]]:
+    """How a module is told that it trains, by the names of its arguments."""
+    names = inspect.signature(type(module).__call__).parameters
+    if "train" in names:
+        return lambda train: {"train": train}
+    for name in ("deterministic", "use_running_average"):
+        if name in names:
+            return lambda train, name=name: {name: not train}
+    return lambda train: {}
+
+
+def outputs_of(out: Any) -> Outputs:
+    """Return what a module returned as `Outputs`.
+
+    Args:
+      out: logits, `(logits, taps)` or `Outputs`.
+
+    Raises:
+      ValueError: if it is something else, naming its type.
+    """
+    if isinstance(out, Outputs):
+        return out
+    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Mapping):
+        return Outputs(out[0], dict(out[1]))
+    if hasattr(out, "shape") and hasattr(out, "dtype"):
+        return Outputs(out, {})
+    raise ValueError(
+        "a network must return logits, (logits, taps) or Outputs, got "
+        f"{jax.tree.map(lambda leaf: type(leaf).__name__, out)}"
+    )
 
 
 def from_foreign(
@@ -79,18 +116,21 @@ def from_foreign(
         }
         if missing := sorted(set(names) - set(called)):
             raise KeyError(f"no submodule was called at {missing}")
-        return logits, {name: called[path] for path, name in names.items()}
+        return Outputs(logits, {name: called[path] for path, name in names.items()})
 
     return _net(module, call, outputs, wanted)
 
 
 def _net(module, call, outputs, capture=False) -> Net:
-    """The two functions, with `outputs(out, captured)` giving `(logits, taps)`."""
+    """The two functions, with `outputs(out, captured)` giving `Outputs`."""
 
     def init(key, x):
-        variables = dict(module.init(key, x, **call(False)))
+        out, variables = module.init_with_output(key, x, **call(False))
+        if not capture:
+            outputs(out, {})  # refused here, not in the middle of a training
+        variables = dict(variables)
         variables.pop("intermediates", None)  # sown while initialising: not a state
-        return variables.pop("params"), variables
+        return variables.pop("params", {}), variables
 
     def apply(params, state, x, *, train, key=None):
         try:
@@ -98,7 +138,8 @@ def _net(module, call, outputs, capture=False) -> Net:
                 {"params": params, **state},
                 x,
                 **call(train),
-                rngs=None if key is None else {"dropout": key},
+                # flax gives a stream without a key of its own one of "params".
+                rngs=None if key is None else {"dropout": key, "params": key},
                 mutable=["intermediates", *(state if train else ())],
                 capture_intermediates=capture,
             )
@@ -106,6 +147,6 @@ def _net(module, call, outputs, capture=False) -> Net:
             raise ValueError(f"key must be a PRNG key, got {key}: {error}") from error
         changed = dict(changed)
         captured = changed.pop("intermediates", {})
-        return Outputs(*outputs(out, captured)), {**state, **changed}
+        return outputs(out, captured), {**state, **changed}
 
     return Net(init, apply)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkd.models import from_foreign, from_linen, mlp
+from jaxkd.types import Outputs
 
 KEY = jax.random.key(0)
 
@@ -50,6 +51,83 @@ def test_foreign_taps_are_named_and_work_under_jit_and_grad():
     np.testing.assert_allclose(out.tap("early"), early, rtol=1e-6)
     loss = lambda p: net.apply(p, state, x, train=True)[0].taps["early"].sum()
     assert jax.grad(loss)(params)["one"]["Dense_0"]["kernel"].any()
+
+
+class Returns(nn.Module):
+    """Returns its logits in one of several forms."""
+
+    form: str
+
+    @nn.compact
+    def __call__(self, x):
+        z = nn.Dense(3)(x)
+        return {"bare": z, "pair": (z, {"x": x}), "outputs": Outputs(z, {"x": x})}.get(
+            self.form, (z, z)
+        )
+
+
+@pytest.mark.parametrize("form", ["bare", "pair", "outputs"])
+@pytest.mark.parametrize("batch", [2, 5])
+def test_what_a_module_returns_is_understood(form, batch):
+    net, x = from_linen(Returns(form)), jnp.ones((batch, 4))
+    params, state = net.init(KEY, x)
+    out, _ = net.apply(params, state, x, train=True)
+    expected = x @ params["Dense_0"]["kernel"]  # the bias is zero at first
+    np.testing.assert_allclose(out.logits, expected, rtol=1e-6)
+    assert set(out.taps) == (set() if form == "bare" else {"x"})
+
+
+@pytest.mark.bad_input
+def test_what_is_no_output_is_refused_at_once():
+    with pytest.raises(ValueError, match="must return logits, .logits, taps."):
+        from_linen(Returns("two")).init(KEY, jnp.ones((2, 4)))
+
+
+class Trains(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(1)(x), {"told": jnp.asarray(train)}
+
+
+class Deterministic(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic):
+        return nn.Dense(1)(x), {"told": jnp.asarray(deterministic)}
+
+
+class UsesAverages(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, use_running_average):
+        return nn.Dense(1)(x), {"told": jnp.asarray(use_running_average)}
+
+
+@pytest.mark.parametrize(
+    ("module", "told"), [(Trains, True), (Deterministic, False), (UsesAverages, False)]
+)
+def test_a_module_is_told_that_it_trains_by_the_argument_it_has(module, told):
+    net, x = from_linen(module()), jnp.ones((2, 4))
+    variables = net.init(KEY, x)
+    for train in (True, False):
+        found = net.apply(*variables, x, train=train)[0].tap("told")
+        assert found == (told if train else not told)
+
+
+def test_every_stream_of_random_numbers_has_a_key():
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            z = nn.Dense(3)(x)
+            if train:
+                z += jax.random.normal(self.make_rng("noise"), z.shape)
+            return z
+
+    net, x = from_linen(Noisy()), jnp.ones((2, 4))
+    variables = net.init(KEY, x)
+    a, b = (
+        net.apply(*variables, x, train=True, key=k)[0].logits
+        for k in (KEY, jax.random.key(1))
+    )
+    assert (a != b).all()
 
 
 def test_taps_do_not_change_the_logits():
