@@ -30,6 +30,13 @@ def _dtype(equation: Any, of_input: int | None = None) -> np.dtype:
     return np.dtype(variable.aval.dtype)
 
 
+def _whole(equation: Any) -> str:
+    return (
+        f"a product of {_dtype(equation, 0)}; give the quantized network itself, not "
+        "the function of quantize.integer"
+    )
+
+
 def elementwise(kind: str) -> Callable:
     """Operands of one shape, or scalars, or with axes of length 1."""
 
@@ -125,7 +132,7 @@ def convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
     if any(n < 0 for pad in p["padding"] for n in pad):
         raise NotImplementedError("convolution with negative padding")
     if _dtype(equation, 0) != np.float32:
-        raise NotImplementedError("convolution of " + str(_dtype(equation, 0)))
+        raise NotImplementedError(_whole(equation))
     names = [
         tensor(graph, x, numbers.lhs_spec),
         _weight(graph, kernel, numbers.rhs_spec),
@@ -155,7 +162,7 @@ def dot(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
     """Gemm for a dense layer of vectors, MatMul for the rest."""
     (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
     if _dtype(equation, 0) != np.float32:
-        raise NotImplementedError("product of " + str(_dtype(equation, 0)))
+        raise NotImplementedError(_whole(equation))
     free = lambda v, *used: [i for i in range(len(v.shape)) if i not in used]
     mine, others = free(x, *left, *left_batch), free(y, *right, *right_batch)
     first, second = (*left_batch, *mine, *left), (*right_batch, *right, *others)

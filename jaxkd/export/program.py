@@ -45,12 +45,15 @@ class _Seen(NamedTuple):
       marks: of a marked value, its `views.Mark`.
       target: "xla", "litert" or "onnx".
       exact: whether arrays that meet quantized values stay in float.
+      folded: operands and results of constant equations, by the ids of equation and
+        operands: each step of a loop has the same constants.
     """
 
     before: dict[int, tuple[Any, Any]]
     marks: dict[int, views.Mark]
     target: str
     exact: bool
+    folded: dict[tuple, tuple[list, list]]
 
 
 def check_image_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
@@ -133,7 +136,7 @@ def plain(f: Function, *, target: str = "onnx", exact: bool = False) -> Function
         closed = jax.make_jaxpr(f)(jax.ShapeDtypeStruct(x.shape, x.dtype))
         if len(closed.out_avals) != 1:
             raise ValueError(f"f must return logits alone, got {closed.out_avals}")
-        seen = _Seen({}, {}, target, exact)
+        seen = _Seen({}, {}, target, exact, {})
         return value(_run(closed.jaxpr, closed.consts, [x], seen, "")[0])
 
     return g
@@ -202,7 +205,10 @@ def _equation(equation: Any, values: list, seen: _Seen, scope: str) -> list:
         wide = values[0].narrow.astype(equation.outvars[0].aval.dtype)
         return [wide.sum(params["axes"], dtype=wide.dtype)]
     if fold.folds(equation, values):
-        return fold.evaluate(equation, values)
+        key = (id(equation), *map(id, values))
+        if key not in seen.folded:
+            seen.folded[key] = (values, fold.evaluate(equation, values))
+        return list(seen.folded[key][1])
     if name == "convert_element_type" and fold.is_constant(values[0]):
         return [Widened(values[0], params)]
     if seen.target != "xla":

@@ -179,3 +179,70 @@ def test_one_place_of_any_number_of_images(place, tmp_path):
     export.stablehlo(*export.function(f), path, image_shape=(2, 2, 3))
     images = np.random.default_rng(0).normal(size=(5, 2, 2, 3)).astype(np.float32)
     np.testing.assert_array_equal(export.load(path)(images), images[:, place, place])
+
+
+TRANSPOSED = [  # kernel, strides, padding, dilation
+    ((3, 3), (2, 2), "SAME", None),
+    ((2, 4), (3, 2), "VALID", None),
+    ((3, 2), (1, 2), "VALID", (2, 1)),
+    ((4, 3), (3, 3), ((2, 3), (0, 1)), None),
+    ((2, 2), (4, 3), "SAME", None),
+]
+
+
+@pytest.mark.parametrize("size,strides,padding,dilation", TRANSPOSED)
+def test_transposed_convolutions_become_convolutions(size, strides, padding, dilation):
+    kernel = np.random.default_rng(0).normal(size=(*size, 3, 4)).astype(np.float32)
+    bias = np.arange(4, dtype=np.float32).reshape(1, 1, 1, 4)
+
+    def f(x):
+        y = lax.conv_transpose(
+            x, kernel, strides, padding, dilation, dimension_numbers=nets.LAYOUT
+        )
+        return jax.nn.relu(y + bias)
+
+    x = X[:2, :5]
+    closed = program.trace(f, x.shape[1:], 2)
+    np.testing.assert_allclose(program.call(closed, x), f(x), atol=1e-5)
+    (made,) = (e for e in closed.eqns if e.primitive.name == "conv_general_dilated")
+    assert made.params["lhs_dilation"] == (1, 1)
+    assert max(len(v.aval.shape) for e in closed.eqns for v in e.outvars) <= 5
+
+
+def test_loops_share_their_constants():
+    kernel = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+
+    def step(carry, row):
+        both = jnp.concatenate([kernel, kernel], 1)  # one constant for all steps
+        return jnp.tanh((carry + row) @ both)[:, :3], None
+
+    def f(x):
+        return lax.scan(step, x[:, 0, 0], x[:, :, 0].swapaxes(0, 1))[0]
+
+    closed = program.trace(f, nets.SHAPE, 3)
+    np.testing.assert_allclose(program.call(closed, X), f(X), atol=1e-5)
+    assert sum(np.size(c) for c in closed.consts) == 18
+    names = [e.primitive.name for e in closed.eqns]
+    assert names.count("dot_general") == 8 and "scan" not in names
+    loop = [
+        e.primitive.name for e in program.trace(f, nets.SHAPE, 3, target="xla").eqns
+    ]
+    assert "scan" in loop
+
+
+@pytest.mark.bad_input
+def test_loops_too_long_to_be_written_out_are_refused():
+    f = lambda x: lax.scan(lambda c, _: (c * 0.5, None), x[:, 0, 0], length=5000)[0]
+    with pytest.raises(NotImplementedError, match=r"5000 steps.*stablehlo"):
+        program.trace(f, nets.SHAPE, 1)
+
+
+def test_views_of_six_axes_have_at_most_five():
+    def f(x):  # pixel shuffle, channels outermost
+        y = jnp.tile(x, (1, 1, 1, 4)).reshape(x.shape[0], 8, 8, 3, 2, 2)
+        y = y.transpose(0, 1, 4, 2, 5, 3).reshape(x.shape[0], 16, 16, 3)
+        return y[:, 3:9, 5:6].sum((1, 2))
+
+    closed = program.trace(f, nets.SHAPE, 3)
+    np.testing.assert_allclose(program.call(closed, X), f(X), atol=1e-5)
+    assert max(len(v.aval.shape) for e in closed.eqns for v in e.outvars) <= 5
