@@ -159,6 +159,13 @@ def with_bias(graph: Graph, made: dict[int, int], weight: Weight, value: int) ->
     return weight._replace(bias=value, bias_path=path)
 
 
+def unspread(graph: Graph, made: dict[int, int], value: int) -> int:
+    """The value that another is a spread or reshaped copy of."""
+    while value in made and graph.ops[made[value]].kind in SPREAD:
+        value = graph.ops[made[value]].inputs[0]
+    return value
+
+
 def _path(graph: Graph, value: int) -> str | None:
     """The path of the parameter that a value is, or None."""
     if value not in graph.inputs:

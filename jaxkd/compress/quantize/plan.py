@@ -263,6 +263,8 @@ def _integer(r: _Reading, op: Op, inputs: list[int], roots: set[int]) -> bool:
         return len(shapes[0]) == 4 and set(op.equation.params["axes"]) <= {1, 2}
     if op.kind in ("mul", "max", "min"):  # a square or a scale is of a normalisation,
         return len(roots) == 2  # a bound of a softmax
+    if op.kind == "sub" and len(inputs) == 2:  # and so is x - max(x)
+        return len(roots) == 2
     return True
 
 
@@ -287,7 +289,8 @@ def _continues(r: _Reading, value: int) -> bool:
     if op.kind in ("relu", "max", "min", "clamp"):
         return True
     if op.kind in ("add", "sub"):
-        return maker.kind in LINEAR and (op.kind == "add" or op.inputs[0] == value)
+        first = op.kind == "add" or op.inputs[0] == value
+        return maker.kind in LINEAR and first and not _is_number(r, maker, value, op)
     if maker.kind not in SUMS:
         return False
     if op.kind in KEPT_AXES and op.outputs[0] in r.live:  # a mean that keeps its axes
@@ -295,6 +298,19 @@ def _continues(r: _Reading, value: int) -> bool:
         after = r.readers.get(wide, [])
         return len(after) == 1 and after[0] >= 0 and _is_mean(r, wide, after[0])
     return _is_mean(r, value, r.readers[value][0])
+
+
+def _is_number(r: _Reading, maker: Op, value: int, op: Op) -> bool:
+    """Whether one number is added to all channels of a product that has no bias.
+
+    Converters would take it for a bias, whose integer differs from channel to channel.
+    """
+    others = [v for v in op.inputs if v != value]
+    if value not in maker.outputs or not others:
+        return False
+    number = kernels.unspread(r.graph, r.makers, others[0])
+    shapes = [r.graph.avals[v].shape for v in (number, value)]
+    return np.prod(shapes[0], dtype=int) == 1 and shapes[1][-1] != 1
 
 
 def _is_mean(r: _Reading, value: int, reader: int) -> bool:

@@ -13,25 +13,35 @@ from tests.compress import foreign
 
 
 class Biases(nn.Module):
-    """Two convolutions and a head."""
+    """Two convolutions and a head; after the first a bias for each channel, or one."""
+
+    one: bool = False
 
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Conv(8, (3, 3), name="one")(x))
+        x = nn.Conv(8, (3, 3), use_bias=not self.one, name="one")(x)
+        x = nn.relu(x + 0.5 if self.one else x)
         x = nn.relu(nn.Conv(8, (3, 3), feature_group_count=8, name="two")(x))
         return nn.Dense(5, name="head")(x.mean((1, 2)))
 
 
-def equal_biases():
+def equal_biases(one=False):
     """The same number in every channel, and channels of different size."""
-    net = from_foreign(Biases(), {})
+    net = from_foreign(Biases(one), {})
     x = foreign.inputs("keywords")
     params, state = jax.jit(net.init)(jax.random.key(0), x)
     for layer in params.values():
-        wide = np.linspace(0.1, 3, layer["bias"].size, dtype=np.float32)
-        kernel = np.asarray(layer["kernel"]) * wide
-        layer.update(kernel=jnp.asarray(kernel), bias=jnp.full_like(wide, 0.5))
+        kernel = np.asarray(layer["kernel"])
+        wide = np.linspace(0.1, 3, kernel.shape[-1], dtype=np.float32)
+        layer.update(kernel=jnp.asarray(kernel * wide))
+        if "bias" in layer:
+            layer.update(bias=jnp.full_like(wide, 0.5))
     return net, params, state, x.shape[1:]
+
+
+def one_number():
+    """A number that is added to all channels, where a bias could be."""
+    return equal_biases(one=True)
 
 
 def dead_channels():
@@ -46,7 +56,7 @@ def stacked():
     return foreign.made("stacked")
 
 
-@pytest.mark.parametrize("made", [equal_biases, dead_channels, stacked])
+@pytest.mark.parametrize("made", [equal_biases, one_number, dead_channels, stacked])
 @pytest.mark.parametrize("format", ["onnx", "tflite"])
 def test_a_file_is_the_fake_quantized_network(made, format, tmp_path):
     for package in {"onnx": ["onnx", "onnxruntime"], "tflite": ["litert_converter"]}[
