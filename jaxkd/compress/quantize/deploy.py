@@ -86,7 +86,7 @@ def deployed(net: Net, params: Params, state: State, config: Quantization) -> De
         naming the tensors.
     """
     check_ready(params, state, config)
-    params, state = jax.tree.map(np.asarray, (params, state))
+    params, state = jax.tree.map(_on_host, (params, state))
     found, plan = grids(net, params, state)
 
     def logits(x: Array, by: Callable[[Context], Arithmetic]) -> Array:
@@ -98,6 +98,14 @@ def deployed(net: Net, params: Params, state: State, config: Quantization) -> De
         fake=partial(logits, by=_faked_without_dynamic_ranges),
         floats=plan.floats,
     )
+
+
+def _on_host(leaf: Any) -> Any:
+    """A leaf as a NumPy array; random keys are none."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended):
+        return leaf
+    return np.asarray(leaf)
 
 
 def _faked_without_dynamic_ranges(context: Context) -> Arithmetic:

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,10 @@ from jax import export
 from jaxkd.compress import quantize as Q
 from jaxkd.compress.quantize import deploy
 from jaxkd.compress.quantize.graph import equations
+from jaxkd.models.net import from_linen
 from tests.compress.quantize.nets import LAYERS, SHAPE, images, infer, made, small
+
+FIXED = jax.random.key(2)
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +232,21 @@ def test_a_nearly_dead_channel_with_a_bias(folded):
     head = state["ranges"]["head"]
     step = float(head["high"] - head["low"]) / 255
     np.testing.assert_allclose(whole, fake, atol=1.01 * step)
+
+
+def test_random_keys_among_the_variables_and_constants():
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            key = self.variable("noise", "key", lambda: jax.random.key(1)).value
+            drawn = jax.random.normal(key, (1, 8)) + jax.random.normal(FIXED, (1, 8))
+            x = nn.Dense(8, name="fc")(x.reshape(len(x), -1)) + 0.1 * drawn
+            return nn.Dense(3, name="head")(nn.relu(x)), {}
+
+    net, x = from_linen(Noisy()), images()
+    net, params, state, config = calibrated((net, *net.init(jax.random.key(0), x)))
+    apply, variables = Q.integer(net, params, state, config)
+    f = Q.deployed(net, params, state, config)
+    wanted = infer(net, params, state, x).logits
+    for logits in jax.jit(lambda v, x: (f(x), apply(v, x)))(variables, x):
+        np.testing.assert_allclose(logits, wanted, atol=1e-6)
