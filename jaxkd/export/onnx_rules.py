@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.export import onnx_moves as moves, onnx_quantize
+from jaxkd.export import onnx_moves as moves, onnx_products as products, onnx_quantize
 from jaxkd.export.onnx_graph import (
     Graph,
     Value,
     aligned,
     constant,
-    dequantized,
     node,
     pads,
     shape_of,
@@ -28,13 +27,6 @@ IMAGE = (0, 3, 1, 2)
 def _dtype(equation: Any, of_input: int | None = None) -> np.dtype:
     variable = equation.outvars[0] if of_input is None else equation.invars[of_input]
     return np.dtype(variable.aval.dtype)
-
-
-def _whole(equation: Any) -> str:
-    return (
-        f"a product of {_dtype(equation, 0)}; give the quantized network itself, not "
-        "the function of quantize.integer"
-    )
 
 
 def elementwise(kind: str) -> Callable:
@@ -115,143 +107,6 @@ def _bias(graph: Graph, x: Value, bias: np.ndarray) -> str:
         constant(graph, np.zeros(bias.shape, np.int32)),
     ]
     return node(graph, "DequantizeLinear", names, axis=0)
-
-
-def _weight(graph: Graph, kernel: Value, order: Sequence[int]) -> str:
-    if kernel.grid is not None:
-        return dequantized(graph, kernel.grid, order)
-    return tensor(graph, kernel, order)
-
-
-def convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
-    """Grouped, depthwise and dilated ones too; of two spatial axes."""
-    p = equation.params
-    numbers, rank = p["dimension_numbers"], len(x.shape)
-    if rank != 4 or p["batch_group_count"] != 1 or set(p["lhs_dilation"]) != {1}:
-        raise NotImplementedError("convolution other than of images")
-    if any(n < 0 for pad in p["padding"] for n in pad):
-        raise NotImplementedError("convolution with negative padding")
-    if _dtype(equation, 0) != np.float32:
-        raise NotImplementedError(_whole(equation))
-    names = [
-        tensor(graph, x, numbers.lhs_spec),
-        _weight(graph, kernel, numbers.rhs_spec),
-    ]
-    out = node(
-        graph,
-        "Conv",
-        names,
-        kernel_shape=[kernel.shape[axis] for axis in numbers.rhs_spec[2:]],
-        strides=list(p["window_strides"]),
-        pads=pads(p["padding"]),
-        dilations=list(p["rhs_dilation"]),
-        group=p["feature_group_count"],
-    )
-    made = Value(shape_of(equation), out, tuple(numbers.out_spec))
-    return _product(graph, made, x, kernel)
-
-
-def _product(graph: Graph, made: Value, x: Value, kernel: Value) -> Value:
-    sums = None
-    if kernel.grid is not None and x.scale is not None:
-        sums = kernel.grid.scale * np.float32(x.scale)
-    return made._replace(node=graph.nodes[-1], sums=sums)
-
-
-def dot(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
-    """Gemm for a dense layer of vectors, MatMul for the rest."""
-    (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
-    if _dtype(equation, 0) != np.float32:
-        raise NotImplementedError(_whole(equation))
-    free = lambda v, *used: [i for i in range(len(v.shape)) if i not in used]
-    mine, others = free(x, *left, *left_batch), free(y, *right, *right_batch)
-    first, second = (*left_batch, *mine, *left), (*right_batch, *right, *others)
-    shape, order = shape_of(equation), tuple(range(len(shape_of(equation))))
-    if len(x.shape) == len(y.shape) == 2 and not left_batch:
-        names = [tensor(graph, x, first), _weight(graph, y, second)]
-        return _product(graph, Value(shape, node(graph, "Gemm", names), order), x, y)
-    outer, summed = len(left_batch), len(left)
-    if y.grid is not None and len(y.shape) == 2 and summed == 1:
-        return _dense(graph, Value(shape, order=order), x, y, first, second)
-    if len(others) == summed == 1 and (len(mine) == 1 or not outer):
-        names = [tensor(graph, x, first), _weight(graph, y, second)]
-        return Value(shape, node(graph, "MatMul", names), order)
-    turned = not outer and not _sized(y, others)  # the images are on the right
-    if turned:
-        x, y, mine, others = y, x, others, mine
-        first, second = (*mine, *right), (*left, *others)
-    # One axis that is summed over and one free axis, as MatMul wants them; on the left
-    # there may be more, if on the right there are none of batches.
-    ends = (outer, outer + len(mine)), (outer + len(mine), len(first))
-    columns = (outer, outer + summed), (outer + summed, len(second))
-    names = [
-        _folded(graph, x, first, ends if outer else ends[1:]),
-        _folded(graph, y, second, columns),
-    ]
-    product = node(graph, "MatMul", names)
-    if turned:
-        order = (*range(len(others), len(shape)), *range(len(others)))
-    sizes = moves.sizes(graph, [shape[axis] for axis in order])
-    return Value(shape, node(graph, "Reshape", [product, sizes]), order)
-
-
-def _dense(
-    graph: Graph,
-    made: Value,
-    x: Value,
-    kernel: Value,
-    first: Sequence[int],
-    second: Sequence[int],
-) -> Value:
-    """A quantized dense layer of many vectors: the integer Gemm adds a bias."""
-    rows = constant(graph, np.asarray([-1, kernel.shape[second[0]]], np.int64))
-    flat = node(graph, "Reshape", [tensor(graph, x, first), rows])
-    out = node(graph, "Gemm", [flat, _weight(graph, kernel, second)])
-    product = _product(graph, made, x, kernel)
-    name = node(graph, "Reshape", [out, moves.sizes(graph, made.shape)])
-    return product._replace(name=name)
-
-
-def _sized(x: Value, axes: Sequence[int]) -> bool:
-    return all(isinstance(x.shape[axis], int) for axis in axes)
-
-
-def _folded(
-    graph: Graph,
-    x: Value,
-    order: Sequence[int],
-    parts: Sequence[tuple[int, int]],
-) -> str:
-    """The tensor, its axes in this order, with its last parts as one axis each."""
-    axes = [x.shape[axis] for axis in order]
-    merged = []
-    for part in parts:
-        some = axes[slice(*part)]
-        if not all(isinstance(n, int) for n in some) and len(some) > 1:
-            raise NotImplementedError("product whose free axes are the batch's")
-        merged.append(some[0] if len(some) == 1 else math.prod(some))
-    shape = [*axes[: parts[0][0]], *merged]
-    if x.grid is not None:  # stored as it is read, so that it stays one constant
-        numbers = np.transpose(x.grid.numbers, order).reshape(shape)
-        axis = x.grid.axis
-        if axis is not None:
-            axis = _axis_after(tuple(order).index(axis), parts)
-        grid = x.grid._replace(numbers=numbers, axis=axis)
-        return dequantized(graph, grid, range(len(shape)))
-    name = tensor(graph, x, order)
-    if len(shape) == len(axes):
-        return name
-    return node(graph, "Reshape", [name, moves.sizes(graph, shape)])
-
-
-def _axis_after(axis: int, parts: Sequence[tuple[int, int]]) -> int:
-    """Where an axis is once each part is one; it must be a part of its own."""
-    if axis < parts[0][0]:
-        return axis
-    for number, (start, end) in enumerate(parts):
-        if (start, end) == (axis, axis + 1):
-            return parts[0][0] + number
-    raise NotImplementedError("product over several axes with a scale for each channel")
 
 
 def reduce_sum(graph: Graph, equation: Any, x: Value) -> Value:
@@ -421,10 +276,10 @@ RULES: dict[str, Callable] = {
     "clamp": clamp,
     "composite": onnx_quantize.quantize,
     "concatenate": moves.concatenate,
-    "conv_general_dilated": convolution,
+    "conv_general_dilated": products.convolution,
     "convert_element_type": cast,
     "div": divide,
-    "dot_general": dot,
+    "dot_general": products.dot,
     "eq": elementwise("Equal"),
     "erf": elementwise("Erf"),
     "erfc": erfc,
