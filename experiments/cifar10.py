@@ -23,7 +23,7 @@ import optax
 import tyro
 
 from experiments import common
-from jaxkd import data, distill, losses, models, train
+from jaxkd import data, distill, losses, models, report, train
 from jaxkd.data import augment
 
 PAIRS = {"teachernet": ("teacher", "student"), "wide": ("wide", "narrow")}
@@ -63,25 +63,38 @@ def main(config: Config) -> dict[str, float]:
         "view": view,
         "batch_size": config.batch_size,
     }
-    common.rehearse(student, images, teacher, spec=spec, **how)
+    common.rehearse(student, data.on_device(images), teacher, spec=spec, **how)
     directory, log = common.start("cifar10", config)
     # vmap makes grouped convolutions of seeds, which XLA:CPU runs slowly.
     how |= {"together": jax.default_backend() != "cpu", "test": test, "log": log}
 
-    epochs = config.teacher_epochs
-    taught = common.learn(
-        directory / "teacher", teacher, images, seeds=1, epochs=epochs, **how
+    taught = train.learn(
+        teacher,
+        images,
+        seeds=1,
+        epochs=config.teacher_epochs,
+        checkpoints=directory / "teacher",
+        name="teacher",
+        **how,
     )
     how |= {"seeds": config.seeds, "epochs": config.epochs}
-    alone = common.learn(directory / "alone", student, images, **how)
+    alone = train.learn(
+        student, images, checkpoints=directory / "alone", name="alone", **how
+    )
     teaches: Any = (teacher, taught.seed(0))
     seen = data.on_device(images)
     if config.teacher == "cached":
         frozen = distill.frozen(teacher)
         logits = train.cache_teacher(frozen, taught.seed(0), images, view=view)
         teaches, seen["teacher"] = "cached", logits
-    distilled = common.learn(
-        directory / "distilled", student, seen, spec=spec, teacher=teaches, **how
+    distilled = train.learn(
+        student,
+        seen,
+        spec=spec,
+        teacher=teaches,
+        checkpoints=directory / "distilled",
+        name="distilled",
+        **how,
     )
 
     runs = {
@@ -94,7 +107,11 @@ def main(config: Config) -> dict[str, float]:
         directory,
         f"{config.pair}: {test.name}, {len(test.images):,} {test.split} images",
         {common.LAST: common.table(runs, test, view)},
-        [common.gain_sentence(distilled.final(), alone.final())],
+        [
+            "Distillation changes the accuracy by "
+            f"{report.gain(distilled.final(), alone.final())} points "
+            "(paired seeds, ± standard error)."
+        ],
     )
     return {name: float(run.final().mean()) for name, (_, run) in runs.items()}
 

@@ -1,60 +1,193 @@
-"""CIFAR-100: any teacher of the zoo, any student, any method, one protocol.
+"""CIFAR-100: methods against each other, for any teacher and student of the zoo.
 
-RepDistiller's: 240 epochs of SGD at batch 64, crops and flips, the accuracy after the
-last epoch. The teacher is trained once and kept under OUT/teachers; the students alone
-and taught start from the same weights and see the same batches. Weights of the methods
-are the published ones. On an accelerator networks compute in bfloat16 and seeds are
-trained together; `--preset short` is for a CPU.
+RepDistiller's protocol: 240 epochs of SGD at batch 64, crops and flips, the accuracy
+after the last epoch. Methods are those of `jaxkd.recipes` with their published options,
+or others after a colon, or functions of your own, of the same type. The teacher is
+trained once and kept under OUT/teachers. Students of one seed start from the same
+weights and see the same batches. On an accelerator networks compute in bfloat16, and
+seeds are trained together.
 
-    python -m experiments.cifar100 --teacher resnet32x4 --student resnet8x4 --method dkd
-    python -m experiments.cifar100 --teacher resnet56 --student resnet20 --method kd
-    python -m experiments.cifar100 --method mymodule:myfunction --preset short
+    python -m experiments.cifar100 --teacher resnet32x4 --student resnet8x4
+    python -m experiments.cifar100 --methods kd dkd:beta=2.0 crd mymodule:myfunction
 
-Methods are the names of `jaxkd.recipes`, with options after a colon ("dkd:beta=2.0");
-"mymodule:myfunction" is one of yours, of the same type. Needs CIFAR-100's official
-archive. Hyper-parameters are to be chosen with `--evaluate-on validation`. Measured
-results are in experiments/README.md.
+What a CPU can do: a resnet20 that has seen all images teaches a resnet8 on a fifth.
+
+    python -m experiments.cifar100 --teacher resnet20 --student resnet8 \
+        --teacher-epochs 8 --epochs 2 --train-images 10000 --no-every-epoch
+
+Needs the official archive. Choose hyper-parameters with `--evaluate-on validation`.
+Measured results are in experiments/README.md.
 """
 
+import ast
 import dataclasses
-from typing import Literal
+import importlib
+import pathlib
+import re
+import time
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import tyro
 
-from experiments import _contest as contests, _protocol as protocol
+from experiments import common
+from jaxkd import checkpoint, cost, data, evaluate, models, recipes, report, train
+from jaxkd.data import augment
+from jaxkd.schemes import staged
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     """Every field can be given on the command line."""
 
-    teacher: str = "resnet56"
+    teacher: str = "resnet56"  # of the zoo, as the student
     student: str = "resnet20"
-    method: str = "kd"
-    preset: Literal["full", "short"] = "full"
+    methods: tuple[str, ...] = ("kd",)
     dataset: str = "cifar100"
-    archives: str | None = None  # folder of the official archives
-    data_dir: str | None = None  # where prepared data are kept
-    seeds: int = 3  # of the students
-    epochs: int | None = None  # of the students; None is the preset's
-    teacher_epochs: int | None = None
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    train_images: int | None = None  # of the students; None is the preset's
-    teacher_images: int | None = None
-    evaluate_on: Literal["test", "validation"] = "test"
-    every_epoch: bool = True  # whether to test after each, or only after the last
-    out: str = "runs"
-    resume: str | None = None  # the directory of a run that was cut short
-
-    def protocols(self) -> tuple[protocol.Protocol, protocol.Protocol]:
-        """The student's and the teacher's."""
-        return protocol.chosen(self)
+    train_images: int | None = None  # number of the students' images; None is all
+    epochs: int = 240  # of the students
+    teacher_epochs: int = 240
+    learning_rate: float | None = None  # None: .01 for Mobile- and ShuffleNets, or .05
+    batch_size: int = 64
+    every_epoch: bool = True  # measure after each epoch, or only after the last
 
 
-def main(config: Config) -> list[contests.Result]:
-    """Runs the experiment; returns what was found for each method."""
-    return contests.contest("cifar100", config, (config.method,))
+def main(config: Config) -> list[dict[str, Any]]:
+    """Run the experiment; return what was measured of each method, the best first."""
+    # The data, and how networks see them when they train and when they are measured.
+    names = (config.teacher, config.student)
+    whole, test = common.load(config, config.dataset)
+    with common.refusing("train_images"):
+        n = config.train_images
+        images = whole if n is None else data.subset(whole, n, seed=0)
+    normalise = augment.normalise(*data.channel_statistics(whole))
+    plain = augment.chain(augment.to_float(), normalise)
+    padding = whole.images.shape[1] // 8  # 4 pixels of CIFAR's 32
+    view = augment.chain(augment.flip(), augment.crop(padding), plain)
+    resident, key = data.on_device(images), jax.random.key(0)
+    batch = plain(key, jax.tree.map(lambda a: a[:256], resident))
+
+    # The networks, and how long and fast they are trained.
+    on_cpu = jax.default_backend() == "cpu"
+    how = {"classes": test.num_classes, "dtype": None if on_cpu else jnp.bfloat16}
+    with common.refusing(f"networks are {', '.join(models.ZOO)}; there is no"):
+        teacher, student = (models.ZOO[name](**how) for name in names)
+
+    def budget(name: str, epochs: int, examples: data.Dataset) -> recipes.Budget:
+        slow = name.startswith(("mobilenet", "shufflenet"))
+        rate = config.learning_rate or (0.01 if slow else 0.05)
+        steps = len(examples.images) // config.batch_size
+        return recipes.Budget(epochs, steps, rate)
+
+    # The methods, made for shapes before a teacher is trained.
+    def make(method: str, variables: Any) -> recipes.Recipe:
+        function, options = read(method)
+        options |= {"budget": budget(config.student, config.epochs, images)}
+        taught = (teacher, variables)
+        return recipes.build(
+            function, student, taught, batch, dataset=images, **options
+        )
+
+    methods = list(dict.fromkeys(["labels", *config.methods]))
+    shapes = jax.eval_shape(teacher.init, key, batch["image"])
+    with common.refusing("cannot train"):
+        data.epoch(key, len(images.images), config.batch_size)
+        for method in methods:
+            if (scheme := make(method, shapes).scheme) != "staged":
+                raise ValueError(f"{method} is for schemes.{scheme}")
+
+    # The teacher.
+    directory, log = common.start("cifar100", config, may_change=["methods"])
+    name = f"{config.dataset}-{config.teacher}-{config.teacher_epochs}-epochs"
+    length = budget(config.teacher, config.teacher_epochs, whole)
+    taught = train.learn(
+        teacher,
+        whole,
+        tx=length.optimizer(),
+        view=view,
+        batch_size=config.batch_size,
+        epochs=length.epochs,
+        seeds=1,
+        together=not on_cpu,
+        test=test,
+        test_view=plain,
+        checkpoints=pathlib.Path(config.out) / "teachers" / name,
+        identity={"learning_rate": length.learning_rate, "bfloat16": not on_cpu},
+        log=log,
+        name="teacher",
+    )
+
+    # The students; what is finished is read when a run is resumed.
+    results = []
+    for method in methods:
+        folder = directory / re.sub("[^a-z0-9]+", "_", method)
+        if not folder.exists():
+            begin, made = time.perf_counter(), make(method, taught.seed(0))
+            score = evaluate.scorer(made.net, data.on_device(test), view=plain)
+            run = staged.fit(
+                made.stages,
+                made.net,
+                made.teacher,
+                made.teacher_variables,
+                resident,
+                view=view,
+                key=jax.vmap(jax.random.key)(jnp.arange(config.seeds)),
+                batch_size=config.batch_size,
+                together=not on_cpu,
+                evaluate=score if config.every_epoch else None,
+                log=log,
+                name=method,
+            )[-1]
+            if run.interrupted:
+                raise KeyboardInterrupt(f"in {method}: --resume {directory}")
+            found: dict[str, Any] = {k: v.tolist() for k, v in score(run.state).items()}
+            params, state = run.variables
+            size = cost.parameters(params) // config.seeds
+            minutes = (time.perf_counter() - begin) / 60
+            found |= {"method": method, "parameters": size, "minutes": minutes}
+            checkpoint.write(folder, {"params": params, "state": state}, found)
+        results.append(checkpoint.read(folder).meta)
+    results.sort(key=lambda result: -float(np.mean(result["accuracy"])))
+
+    # The table.
+    alone = next(r["accuracy"] for r in results if r["method"] == "labels")
+    rows = [
+        {
+            "method": r["method"],
+            "test accuracy %": report.mean_sd(r["accuracy"], scale=100),
+            "gain ± s.e.": report.gain(r["accuracy"], alone),
+            "NLL": report.mean_sd(r["nll"], digits=3),
+            "parameters": f"{r['parameters']:,}",
+            "minutes": f"{r['minutes']:.1f}",
+        }
+        for r in results
+    ]
+    percent = {r["method"]: 100 * np.array(r["accuracy"]) for r in results}
+    middle = float(percent["labels"].mean())
+    path, axis = directory / "methods.png", "test accuracy, %"
+    report.dots(path, percent, x_label=axis, line=middle)
+    common.write_report(
+        directory,
+        f"cifar100: {' to '.join(names)}, {len(images.images):,} images of "
+        f"{config.dataset}, {config.seeds} seeds",
+        {common.LAST: rows},
+        [
+            f"Test accuracy of the teacher: {100 * taught.final()[0]:.2f} %.",
+            "Gains over `labels`, the student alone, are paired.",
+        ],
+    )
+    return results
+
+
+def read(method: str) -> tuple[recipes.Method, dict[str, Any]]:
+    """Read "dkd", "dkd:beta=2.0" or "module:function": a function and its options."""
+    name, _, rest = method.partition(":")
+    if rest and "=" not in rest:
+        return getattr(importlib.import_module(name), rest), {}
+    pairs = (pair.split("=") for pair in rest.split(",") if pair)
+    return recipes.get(name), {key: ast.literal_eval(value) for key, value in pairs}
 
 
 if __name__ == "__main__":

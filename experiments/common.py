@@ -6,20 +6,22 @@ script's `main`, to be read and changed there.
 
 import contextlib
 import dataclasses
-import datetime
+import functools
 import json
 import pathlib
 import time
+import timeit
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from jaxkd import checkpoint, cost, data, distill, evaluate, log, report, store, train
+from jaxkd import cost, data, distill, evaluate, log, report, store, train
 from jaxkd.data import augment
 from jaxkd.models import Net
+from jaxkd.types import Batch
 
 LAST = "Accuracy after the last epoch, mean ± standard deviation over seeds"
 
@@ -34,6 +36,11 @@ class Config:
     data_dir: str | None = None  # where decoded data are kept
     out: str = "runs"
     resume: str | None = None  # directory of a run that was stopped
+
+    def __post_init__(self) -> None:
+        """Refuse to train nobody."""
+        if self.seeds < 1:
+            raise SystemExit(f"seeds must be >= 1, got {self.seeds}")
 
 
 @contextlib.contextmanager
@@ -63,16 +70,19 @@ def load(
 
 
 def start(
-    name: str, config: Config, *, may_change: Sequence[str] = ()
+    name: str, config: Any, *, may_change: Sequence[str] = ()
 ) -> tuple[pathlib.Path, log.Log]:
     """Open the run's directory, `OUT/NAME/TIME` or the one to resume, and its log.
 
-    A run is resumed only with the configuration that it was started with, except for
-    the fields that `may_change`.
+    A resumed run must have the configuration that it was started with, but for the
+    fields that `may_change`.
     """
     if config.resume is None:
-        now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
-        directory = pathlib.Path(config.out) / name / now
+        now = np.array(divmod(time.time_ns() // 1000, 10**6), np.int32)
+        if jax.process_count() > 1:  # all of them write into one directory
+            now = multihost_utils.broadcast_one_to_all(now)
+        day = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(int(now[0])))
+        directory = pathlib.Path(config.out) / name / f"{day}_{now[1]:06}"
         return directory, log.start(directory, config)
     directory = pathlib.Path(config.resume)
     with refusing("cannot resume"):
@@ -81,49 +91,18 @@ def start(
         for name in ("resume", "out", *may_change):
             found.pop(name, None), wanted.pop(name, None)
         store.require_same(directory, found, wanted)
-
-    def write(row: log.Row) -> None:
-        with (directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    return directory, write
+    write = functools.partial(store.append_line, directory / "metrics.jsonl")
+    return directory, write if jax.process_index() == 0 else lambda row: None
 
 
-def learn(folder: pathlib.Path, student: Net, examples: Any, **how: Any) -> train.Run:
-    """Call `train.learn` and keep what it trained in `folder`; read it if it is there.
-
-    So a run that was stopped goes on with the first network that it had not finished.
-    """
-    if folder.exists():
-        with refusing("cannot resume"):
-            kept = checkpoint.read(folder)
-        params, state = (
-            {"student": jax.tree.map(jnp.asarray, kept.tree.get(part, {}))}
-            for part in ("params", "state")
-        )
-        key = jnp.zeros(0)  # neither optimiser nor key are needed any more
-        old = distill.TrainState(jnp.zeros(()), params, state, (), key)
-        return train.Run(old, kept.meta["history"], interrupted=False)
-    with refusing(f"cannot train {folder.name}"):
-        run = train.learn(student, examples, name=folder.name, **how)
-    params, state = run.variables
-    tree = {"params": params, "state": state}
-    checkpoint.write(folder, tree, {"history": run.history})
-    return run
-
-
-def rehearse(student: Net, examples: data.Dataset, teacher: Net, **how: Any) -> None:
-    """Trace a distillation without running it, before hours go into a teacher.
-
-    Raises:
-      SystemExit: if an option is out of range, or networks and data do not fit.
-    """
-    resident, view, key = data.on_device(examples), how["view"], jax.random.key(0)
+def rehearse(student: Net, resident: Batch, teacher: Net, **how: Any) -> None:
+    """Trace a distillation, before hours go into a teacher: refuse what cannot work."""
+    view, key = how["view"], jax.random.key(0)
     with refusing("cannot train"):
         batch = jax.eval_shape(lambda: train.example(resident, view))
         variables = jax.eval_shape(teacher.init, key, batch["image"])
-        live = distill.frozen(teacher)
-        d = distill.distiller(student, live, how["spec"], how["tx"])
+        live, tx = distill.frozen(teacher), how["tx"]
+        d = distill.distiller(student, live, how["spec"], tx)
         state = jax.eval_shape(d.init, key, variables, batch)
         epoch = train.make_epoch(d, view=view, batch_size=how["batch_size"])
         jax.eval_shape(epoch, state, variables, resident, key)
@@ -148,44 +127,23 @@ def costs(
 ) -> dict[str, str]:
     """Columns of size and speed: images/s is the median of five passes over `test`."""
     of = cost.of(net, test.images.shape[1:])
-    resident, seconds = data.on_device(test), []
-    predict = jax.jit(
-        lambda v, x: evaluate.predict(distill.frozen(net), v, x, view=view)
-    )
-    for _ in range(6):  # the first one compiles
-        begin = time.perf_counter()
-        jax.block_until_ready(predict(variables, resident))
-        seconds.append(time.perf_counter() - begin)
+    resident, frozen = data.on_device(test), distill.frozen(net)
+    predict = jax.jit(lambda v, x: evaluate.predict(frozen, v, x, view=view))
+    run = lambda: jax.block_until_ready(predict(variables, resident))
+    seconds = timeit.repeat(run, number=1, repeat=6)[1:]  # the first one compiles
     return {
         "parameters": f"{of.parameters:,}",
         "MACs": f"{of.macs:,}",
         "bytes": f"{of.bytes:,}",
-        "images/s": f"{len(test.images) / float(np.median(seconds[1:])):,.0f}",
+        "images/s": f"{len(test.images) / float(np.median(seconds)):,.0f}",
     }
-
-
-def gain(values: Any, baseline: Any, *, scale: float = 100) -> str:
-    """Return the mean difference of paired seeds ± its standard error, as text."""
-    difference = scale * (np.asarray(values) - np.asarray(baseline))
-    error = difference.std(ddof=1) / np.sqrt(n) if (n := len(difference)) > 1 else None
-    return f"{difference.mean():+.2f}" + ("" if error is None else f" ± {error:.2f}")
-
-
-def gain_sentence(values: Any, baseline: Any) -> str:
-    """Return `gain` of a distillation in words."""
-    many = f"mean over {len(values)} paired seeds ± standard error"
-    how = many if len(values) > 1 else "one seed"
-    return (
-        f"Distillation changes the accuracy by {gain(values, baseline)} points ({how})."
-    )
 
 
 def curves(directory: pathlib.Path, panels: Mapping[str, Mapping[str, Any]]) -> None:
     """Draw the accuracy after each epoch of runs, by panel and label."""
     percent = lambda run: 100 * np.array([row["accuracy"] for row in run.history])
     lines = {
-        title: {label: percent(run) for label, run in runs.items()}
-        for title, runs in panels.items()
+        title: {k: percent(run) for k, run in p.items()} for title, p in panels.items()
     }
     report.curves(directory / "curves.png", lines, y_label="test accuracy, %")
 
@@ -196,10 +154,7 @@ def write_report(
     tables: Mapping[str, report.Rows],
     notes: Sequence[str] = (),
 ) -> None:
-    """Print tables, by their captions, and notes; write both to `report.md`.
-
-    The pictures in the directory are shown below them.
-    """
+    """Print tables, by caption, and notes; write `report.md`, with the pictures."""
     text = [f"# {title}"]
     print(title)
     for caption, rows in tables.items():

@@ -16,12 +16,11 @@ It prints a table, and writes `report.md`, `curves.png` and the trained networks
 
 import dataclasses
 
-import jax.numpy as jnp
 import optax
 import tyro
 
 from experiments import common
-from jaxkd import data, distill, losses, models, train
+from jaxkd import data, distill, losses, models, report, train
 from jaxkd.data import augment
 
 
@@ -63,13 +62,18 @@ def main(config: Config) -> dict[str, float]:
         "view": view,
         "batch_size": config.batch_size,
     }
-    common.rehearse(student, few, teacher, spec=spec, **how)
+    common.rehearse(student, data.on_device(few), teacher, spec=spec, **how)
     directory, log = common.start("quickstart", config)
     how |= {"test": data.on_device(test), "log": log}
 
-    epochs = config.teacher_epochs
-    taught = common.learn(
-        directory / "teacher", teacher, images, epochs=epochs, seeds=1, **how
+    taught = train.learn(
+        teacher,
+        images,
+        seeds=1,
+        epochs=config.teacher_epochs,
+        checkpoints=directory / "teacher",
+        name="teacher",
+        **how,
     )
     runs, notes, panels = {"teacher": (teacher, taught)}, [], {}
     for seen in (few, images):
@@ -79,20 +83,28 @@ def main(config: Config) -> dict[str, float]:
         )
         how["seeds"] = config.seeds
         how["epochs"] = -(-config.student_steps * config.batch_size // n)
-        alone = common.learn(directory / f"alone_{n}", student, seen, **how)
-        distilled = common.learn(
-            directory / f"distilled_{n}",
+        name = f"alone_{n}"
+        alone = train.learn(
+            student, seen, checkpoints=directory / name, name=name, **how
+        )
+        name = f"distilled_{n}"
+        distilled = train.learn(
             student,
-            {**data.on_device(seen), "teacher": jnp.asarray(logits)},
+            {**data.on_device(seen), "teacher": logits},
             spec=spec,
             teacher="cached",
+            checkpoints=directory / name,
+            name=name,
             **how,
         )
         runs[f"student alone, {n:,} images"] = student, alone
         runs[f"student distilled, {n:,} images"] = student, distilled
         panels[f"student with {n:,} images"] = {"alone": alone, "distilled": distilled}
-        change = common.gain_sentence(distilled.final(), alone.final())
-        notes.append(f"{n:,} images: {change}")
+        change = report.gain(distilled.final(), alone.final())
+        notes.append(
+            f"{n:,} images: distillation changes the accuracy by {change} points "
+            "(paired seeds, ± standard error)."
+        )
     notes.append(
         f"The teacher has seen all {len(images.images):,} images: what it passes on to "
         f"a student with {len(few.images)} is not a gain at equal data."

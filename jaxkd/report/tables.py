@@ -25,6 +25,22 @@ def mean_sd(values: Any, *, scale: float = 1.0, digits: int = 2) -> str:
     return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
 
 
+def gain(values: Any, baseline: Any, *, scale: float = 100.0, digits: int = 2) -> str:
+    """Return the mean difference of paired seeds and its standard error.
+
+    >>> gain([0.5, 0.8], [0.4, 0.5])  # 10 and 30; 14.14 / sqrt(2)
+    '+20.00 ± 10.00'
+    >>> gain([0.5], [0.4])
+    '+10.00'
+    """
+    difference = scale * (np.asarray(values, float) - np.asarray(baseline, float))
+    difference = difference.ravel()
+    mean, n = f"{difference.mean():+.{digits}f}", len(difference)
+    if n == 1:
+        return mean
+    return f"{mean} ± {difference.std(ddof=1) / n**0.5:.{digits}f}"
+
+
 def listed(facts: Mapping[str, Any]) -> str:
     """A list in Markdown.
 

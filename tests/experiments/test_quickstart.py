@@ -67,6 +67,12 @@ def test_what_cannot_work_is_refused_before_a_teacher_is_trained(
 
 
 @pytest.mark.bad_input
+def test_no_students_are_refused():
+    with pytest.raises(SystemExit, match="seeds must be >= 1, got 0"):
+        quickstart.Config(seeds=0)
+
+
+@pytest.mark.bad_input
 def test_a_misspelt_option_is_told_its_neighbour():
     command = [sys.executable, "-m", "experiments.quickstart", "--temprature", "2"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
