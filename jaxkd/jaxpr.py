@@ -112,6 +112,17 @@ def flatten(jaxpr: Any, opened: Opened | None = None) -> Program:
     return program
 
 
+def needed(program: Program) -> list[Step]:
+    """Return the steps that the results depend on, in order."""
+    wanted = set(program.outputs)
+    kept = []
+    for step in reversed(program.steps):
+        if wanted.intersection(step.outputs):
+            kept.append(step)
+            wanted.update(step.inputs)
+    return kept[::-1]
+
+
 def bodies(step: Step) -> list[Program]:
     """Programs inside a step: bodies of loops, branches, a call that stayed closed."""
     return [flatten(jaxpr) for jaxpr in _inside(step.params)]

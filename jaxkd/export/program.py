@@ -15,25 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxkd import _check
+from jaxkd import _check, jaxpr
 from jaxkd.export import fold, operands, tiles, views
 from jaxkd.export.channels import Widened, channelwise, value, within
 from jaxkd.export.loops import unrolled
 
 Function = Callable[[Array], Array]
-# Programs inside an equation that mean no more than their body.
-INLINE = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-}
 NOTHING = ("stop_gradient", "copy", "copy_p", "name", "optimization_barrier")
 
 
@@ -137,69 +124,49 @@ def plain(f: Function, *, target: str = "onnx", exact: bool = False) -> Function
         if len(closed.out_avals) != 1:
             raise ValueError(f"f must return logits alone, got {closed.out_avals}")
         seen = _Seen({}, {}, target, exact, {})
-        return value(_run(closed.jaxpr, closed.consts, [x], seen, "")[0])
+        return value(_run(_flat(closed), [x], seen, "")[0])
 
     return g
 
 
-def _run(
-    jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], seen: _Seen, scope: str
-) -> list:
-    """Evaluates a program; `scope` is the module that it is called in."""
-    known = map(fold.constant, consts)
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, known, strict=True))
-    needed = _needed(jaxpr)
-    uses = Counter(v for e in needed for v in e.invars if not _literal(v))
-    uses.update(v for v in jaxpr.outvars if not _literal(v))
+def _flat(closed: Any) -> jaxpr.Program:
+    """List the steps of a traced function; a maximum over tiles stays one step."""
+    return jaxpr.flatten(closed, lambda *call: tiles.tile_window(*call) is None)
+
+
+def _run(program: jaxpr.Program, args: Sequence[Any], seen: _Seen, scope: str) -> list:
+    """Evaluate a program; `scope` is the module that it is called in."""
+    steps = jaxpr.needed(program)  # without random keys of initialisers
+    read = [i for step in steps for i in step.inputs] + program.outputs
+    uses = Counter(read)
     # Used twice, a value is computed here, once, and not deferred any further.
-    once = lambda variable, x: x if uses[variable] == 1 else value(x)
-    for variable, arg in zip(jaxpr.invars, args, strict=True):
-        env[variable] = once(variable, arg)
-    read = lambda v: fold.constant(v.val) if _literal(v) else env[v]
-    for equation in needed:
-        own = str(equation.source_info.name_stack)
-        here = f"{scope}/{own}" if scope and own else scope or own
-        outs = _equation(equation, [read(v) for v in equation.invars], seen, here)
-        for variable, out in zip(equation.outvars, outs, strict=True):
-            env[variable] = once(variable, out)
-    return [read(v) for v in jaxpr.outvars]
+    once = lambda i, x: x if uses[i] == 1 else value(x)
+    constants = program.constants
+    known = {i: fold.constant(constants[i]) for i in uses if i in constants}
+    known |= {i: once(i, arg) for i, arg in zip(program.inputs, args, strict=True)}
+    for step in steps:
+        here = f"{scope}/{step.scope}" if scope and step.scope else scope or step.scope
+        outs = _step(step, [known[i] for i in step.inputs], seen, here)
+        for i, out in zip(step.outputs, outs, strict=True):
+            known[i] = once(i, out)
+    return [known[i] for i in program.outputs]
 
 
-def _needed(jaxpr: Any) -> list:
-    """The equations that the results depend on: no random keys of initialisers."""
-    wanted = {v for v in jaxpr.outvars if not _literal(v)}
-    kept = []
-    for equation in reversed(jaxpr.eqns):
-        if wanted.intersection(equation.outvars):
-            kept.append(equation)
-            wanted.update(v for v in equation.invars if not _literal(v))
-    return kept[::-1]
-
-
-def _literal(variable: Any) -> bool:
-    return hasattr(variable, "val")
-
-
-def _equation(equation: Any, values: list, seen: _Seen, scope: str) -> list:
-    name, params = equation.primitive.name, equation.params
-    if name in INLINE:
-        inner = params[INLINE[name]]
-        if (window := tiles.tile_window(equation)) is not None:
-            tile, whole = values[0], None
-            if isinstance(tile, views.Viewed):
-                whole = tile.base
-            elif id(tile) in seen.before:
-                whole = seen.before[id(tile)][0]
-            with within(scope):
-                return [tiles.tile_max(tile, window, whole)]
-        consts = getattr(inner, "consts", ())
-        return _run(getattr(inner, "jaxpr", inner), consts, values, seen, scope)
+def _step(step: jaxpr.Step, values: list, seen: _Seen, scope: str) -> list:
+    name, params, equation = step.name, step.params, step.equation
+    if name in jaxpr.CALLS and (window := tiles.tile_window(name, *jaxpr.bodies(step))):
+        tile, whole = values[0], None
+        if isinstance(tile, views.Viewed):
+            whole = tile.base
+        elif id(tile) in seen.before:
+            whole = seen.before[id(tile)][0]
+        with within(scope):
+            return [tiles.tile_max(tile, window, whole)]
     if name in NOTHING:
         return values
     if name == "scan" and seen.target != "xla":
-        body = lambda args, step: _run(
-            params["jaxpr"].jaxpr, params["jaxpr"].consts, args, seen, scope
-        )
+        inner = _flat(params["jaxpr"])
+        body = lambda args, i: _run(inner, args, seen, scope)
         return unrolled(params, values, body, scope)
     if name == "reduce_sum" and isinstance(values[0], Widened):
         wide = values[0].narrow.astype(equation.outvars[0].aval.dtype)

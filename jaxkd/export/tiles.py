@@ -6,24 +6,25 @@ from typing import Any
 from jax import lax
 from jaxtyping import Array
 
+from jaxkd import jaxpr
 from jaxkd.export import fold
 from jaxkd.export.channels import value
 
 CUTS = ("slice", "squeeze", "gather", "broadcast_in_dim", "concatenate")
 
 
-def tile_window(equation: Any) -> tuple[int, int] | None:
-    """Height and width of the tiles, of a maximum over whole tiles.
+def tile_window(name: str, called: jaxpr.Program) -> tuple[int, int] | None:
+    """Return height and width of the tiles, if a call is a maximum over whole tiles.
 
     `jaxkd.models.max_pool` cuts images into tiles and takes the maximum of slices. It
     is recognised by what it does: a maximum of as many cuts as a tile has places.
     """
-    if equation.primitive.name != "custom_jvp_call" or len(equation.invars) != 1:
+    if name != "custom_jvp_call" or len(called.inputs) != 1:
         return None
-    tiles, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    tiles, out = called.shape(called.inputs[0]), called.shape(called.outputs[0])
     if len(tiles) != 6 or out != (tiles[0], tiles[1], tiles[3], tiles[5]):
         return None
-    steps = Counter(e.primitive.name for e in equation.params["call_jaxpr"].eqns)
+    steps = Counter(step.name for step in called.steps)
     if steps["max"] != tiles[2] * tiles[4] - 1 or set(steps) - {"max", *CUTS}:
         return None
     return tiles[2], tiles[4]
