@@ -63,6 +63,13 @@ def flat_space(
     return features.reshape(len(features), -1, features.shape[-1])
 
 
+def average(
+    features: Float[Array, "batch *space channels"],
+) -> Float[Array, "batch channels"]:
+    """The mean over the positions, if there are any."""
+    return features if features.ndim == 2 else jnp.mean(flat_space(features), axis=1)
+
+
 def flat(features: Float[Array, "batch *rest"]) -> Float[Array, "batch size"]:
     """Everything an example has, in one vector."""
     return features.reshape(len(features), -1)

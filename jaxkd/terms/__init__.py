@@ -18,12 +18,15 @@ from jaxkd.terms.ctkd import ctkd
 from jaxkd.terms.factor_transfer import factor_transfer, paraphraser
 from jaxkd.terms.features import at, cwd, hint, ickd, nst, pearson, wasserstein
 from jaxkd.terms.fsp import fsp
+from jaxkd.terms.mgd import mgd
 from jaxkd.terms.ofd import margins, measured_margins, ofd
 from jaxkd.terms.relations import cc, pkt, rkd, sp
 from jaxkd.terms.reviewkd import reviewkd
 from jaxkd.terms.simkd import simkd
+from jaxkd.terms.srd import srd
 from jaxkd.terms.srrl import srrl
 from jaxkd.terms.vid import vid
+from jaxkd.terms.vkd import vkd
 
 __all__ = [
     "ab",
@@ -39,6 +42,7 @@ __all__ = [
     "ickd",
     "margins",
     "measured_margins",
+    "mgd",
     "nst",
     "ofd",
     "paraphraser",
@@ -48,7 +52,9 @@ __all__ = [
     "rkd",
     "simkd",
     "sp",
+    "srd",
     "srrl",
     "vid",
+    "vkd",
     "wasserstein",
 ]

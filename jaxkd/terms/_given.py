@@ -30,9 +30,7 @@ def linear(
     head: Mapping[str, Array], features: Float[Array, "batch *space channels"]
 ) -> Float[Array, "batch classes"]:
     """A Dense layer on the features, averaged over their positions if they have any."""
-    if features.ndim > 2:
-        features = jnp.mean(fm.flat_space(features), axis=1)
-    logits = features @ head["kernel"]
+    logits = fm.average(features) @ head["kernel"]
     return logits + head["bias"][None] if "bias" in head else logits
 
 

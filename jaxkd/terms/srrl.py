@@ -65,13 +65,9 @@ def srrl(pair: _pairs.Pairs = "pooled", *, head: Any) -> Term:
             s.tap(student),
             mutable=["batch_stats"],
         )
-        features = _averaged(nn.relu(features))
-        loss = losses.hint(features, _averaged(t.tap(teacher)))
+        features = fm.average(nn.relu(features))
+        loss = losses.hint(features, fm.average(t.tap(teacher)))
         loss += losses.logit_mse(linear(state["head"], features), t.logits)
         return loss, {**state, "connector": dict(moved)}
 
     return fitting(Term(init, apply))
-
-
-def _averaged(features: Array) -> Array:
-    return features if features.ndim == 2 else fm.flat_space(features).mean(axis=1)

@@ -162,6 +162,9 @@ CASES = [
         unfit={"pooled": "stage3"},
     ),
     Case("crd", crd, "pooled"),
+    Case("mgd", terms.mgd, {"stage3": "stage2"}, unfit=MAP_AND_VECTOR),
+    Case("srd", terms.srd, {"stage3": "pooled"}, falls_to=0.5, may_be_negative=True),
+    Case("vkd", terms.vkd, {"stage3": "pooled"}),
     Case(
         "srrl",
         lambda taps: terms.srrl(taps, head=teacher_variables()[0]["head"]),
