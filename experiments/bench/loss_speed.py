@@ -56,6 +56,7 @@ SHAPES = {
 }
 INDICES = {
     "labels": (LOGITS[1], LOGITS[:1]),
+    "samples": (LOGITS[1], LOGITS[:1]),
     "teacher_top_indices": (LOGITS[1], (LOGITS[0], 32)),
     "positives": (DATA, MAP[:1]),
     "negatives": (DATA, (MAP[0], 1024)),

@@ -14,6 +14,7 @@ class left to compare (all masked or -inf), what is compared is 0, with gradient
 """
 
 from jaxkd.losses._ab import ab
+from jaxkd.losses._alpha_beta import alpha_beta
 from jaxkd.losses._at import at
 from jaxkd.losses._binary_kd import binary_kd
 from jaxkd.losses._cc import cc
@@ -51,12 +52,18 @@ from jaxkd.losses._reverse_kd import reverse_kd
 from jaxkd.losses._rkd_angle import rkd_angle
 from jaxkd.losses._rkd_distance import rkd_distance
 from jaxkd.losses._rld import rld
+from jaxkd.losses._sampled_reverse_kl import sampled_reverse_kl
 from jaxkd.losses._sdd import sdd
+from jaxkd.losses._skew_kl import skew_kl
+from jaxkd.losses._skew_reverse_kl import skew_reverse_kl
 from jaxkd.losses._soft_cross_entropy import soft_cross_entropy
 from jaxkd.losses._sp import sp
+from jaxkd.losses._symmetric_kl import symmetric_kl
 from jaxkd.losses._teacher_free import teacher_free
 from jaxkd.losses._topk_kd import topk_kd
 from jaxkd.losses._ttm import ttm
+from jaxkd.losses._tvd import tvd
+from jaxkd.losses._uld import uld
 from jaxkd.losses._vid import vid
 from jaxkd.losses._wasserstein_features import wasserstein_features
 from jaxkd.losses._wkd_logits import wkd_logits
@@ -65,6 +72,7 @@ from jaxkd.losses._wttm import wttm
 
 __all__ = [
     "ab",
+    "alpha_beta",
     "at",
     "binary_kd",
     "cc",
@@ -102,12 +110,18 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "rld",
+    "sampled_reverse_kl",
     "sdd",
+    "skew_kl",
+    "skew_reverse_kl",
     "soft_cross_entropy",
     "sp",
+    "symmetric_kl",
     "teacher_free",
     "topk_kd",
     "ttm",
+    "tvd",
+    "uld",
     "vid",
     "wasserstein_features",
     "wkd_logits",

@@ -12,7 +12,7 @@ from jaxkd import _check
 from jaxkd._check import Range
 
 # Arguments that hold classes of the logits, which are the first argument.
-OF_CLASSES = {"labels", "teacher_top_indices"}
+OF_CLASSES = {"labels", "samples", "teacher_top_indices"}
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -126,9 +126,25 @@ def _jensen_shannon(log_p, log_q, beta):
     )
 
 
+def _skew(log_p, log_q, skew):
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    # p / m from the ratio alone. Beyond the bound the smaller of the two is 0.
+    bound = 0.9 * math.log(jnp.finfo(log_p.dtype).max)
+    other = jnp.exp(-jnp.clip(log_p - log_q, -bound, bound))  # q / p
+    p_over_m = 1 / (skew + (1 - skew) * other)
+    log_ratio = jnp.log(p_over_m)
+    kl = jnp.sum(p * log_ratio, axis=-1)
+    # The derivatives by p and by q, as if nothing had to sum to 1.
+    by_p, by_q = log_ratio - skew * p_over_m, -(1 - skew) * p_over_m
+    along = lambda r, by: r * (by - jnp.sum(r * by, axis=-1, keepdims=True))
+    by_skew = jnp.sum(p * p_over_m * (other - 1), axis=-1)
+    return kl, along(p, by_p), along(q, by_q), by_skew
+
+
 _kl_of_logits = _with_differential(_kl)
 _cross_entropy_of_logits = _with_differential(_cross_entropy)
 _jensen_shannon_of_logits = _with_differential(_jensen_shannon)
+_skew_of_logits = _with_differential(_skew)
 
 
 def kl(
@@ -169,5 +185,20 @@ def jensen_shannon(
     """With m = beta p + (1 - beta) q: beta KL(p, m) + (1 - beta) KL(q, m)."""
     divergence = _jensen_shannon_of_logits(
         p_logits, q_logits, temperature, class_mask, where, beta
+    )
+    return only(where, divergence)
+
+
+def skew_kl(
+    p_logits: Array,
+    q_logits: Array,
+    skew: ArrayLike,
+    temperature: ArrayLike = 1.0,
+    class_mask: Array | None = None,
+    where: Array | None = None,
+) -> Array:
+    """KL(p, skew p + (1 - skew) q) at a temperature, without its square."""
+    divergence = _skew_of_logits(
+        p_logits, q_logits, temperature, class_mask, where, skew
     )
     return only(where, divergence)

@@ -14,10 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from jaxkd import losses
-from tests.losses import feature_cases, logit_cases
+from tests.losses import feature_cases, logit_cases, token_cases
 from tests.losses.cases import Case, is_float
 
-CASES: list[Case] = logit_cases.CASES + feature_cases.CASES
+CASES: list[Case] = [
+    *logit_cases.CASES,
+    *token_cases.CASES,
+    *feature_cases.CASES,
+]
 BATCH = 6
 # Of more examples as many are kept as a batch has: one program fewer.
 KEPT = np.array([True, False, True, True, False, True, True, False, True])
