@@ -227,6 +227,35 @@ def train_seeds():
     return {"one": run(one()), "eight": run(mesh.make())}
 
 
+def train_by_learn():
+    """`train.learn` on data on the devices and on a stream, on one device and eight."""
+    digits = data.load("digits", "train")
+    few = dataset.take(digits, np.arange(2 * BATCH), "train")
+    stream = lambda on: data.Stream(data.mapped(few), BATCH, mesh=on)
+    net, tx = mlp([5], classes=10), optax.sgd(0.1)
+    variables = net.init(jax.random.key(3), cases.images(BATCH)["image"])
+    kd = {"kd": (1.0, distill.on_logits(losses.kd))}
+    how = {"view": augment.to_float(), "tx": tx, "spec": kd, "epochs": 2}
+
+    def run(examples, on, batch_size):
+        ended = train.learn(
+            net,
+            examples,
+            teacher=(net, variables),
+            mesh=on,
+            batch_size=batch_size,
+            progress=False,
+            **how,
+        )
+        return mesh.fetch(ended.variables)
+
+    return {
+        "one": run(few, None, BATCH),
+        "eight": run(few, mesh.make(), BATCH),
+        "streamed": run(stream(mesh.make()), None, None),
+    }
+
+
 def train_half():
     """A residual network in bfloat16 that computes its blocks twice."""
     net = resnet(8, classes=10, widths=(4, 4, 4, 4), dtype=jnp.bfloat16, remat=True)
@@ -350,7 +379,7 @@ def refusals():
     return said | {"steps": steps}
 
 
-SMALL = (train_small, accumulated, per_device, round_trip, refusals)
+SMALL = (train_small, accumulated, per_device, round_trip, refusals, train_by_learn)
 
 
 def everything():

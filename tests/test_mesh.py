@@ -122,6 +122,14 @@ def test_two_seeds_at_once():
     jax.tree.map(close, eight, one)
 
 
+def test_learn_on_many_devices_is_learn_on_one():
+    """In float32, hence up to its rounding."""
+    one, eight, streamed = found("small")["train_by_learn"].values()
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(near, eight, one)
+    jax.tree.map(near, streamed, one)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ten_steps_are_those_of_one_device(layout):
     runs = found("small")["train_small"]
