@@ -1,0 +1,1 @@
+"""When does distillation help? Nine questions, one script each."""

@@ -1,1 +1,0 @@
-"""Nine questions about when distillation helps: `python -m experiments.studies`."""
