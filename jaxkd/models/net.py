@@ -52,9 +52,10 @@ def _mode(module: nn.Module) -> Callable[[bool], Mapping[str, Any]]:
     names = inspect.signature(type(module).__call__).parameters
     if "train" in names:
         return lambda train: {"train": train}
-    for name in ("deterministic", "use_running_average"):
-        if name in names:
-            return lambda train, name=name: {name: not train}
+    if "deterministic" in names:
+        return lambda train: {"deterministic": not train}
+    if "use_running_average" in names:
+        return lambda train: {"use_running_average": not train}
     return lambda train: {}
 
 
