@@ -1,5 +1,6 @@
-"""What the experiments on a teacher and its student share: data, training, the plan."""
+"""What the experiments on a teacher and its student share: data and training."""
 
+import datetime
 import pathlib
 import re
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import _outcome as outcome
 from jaxkd import checkpoint, data, distill, evaluate, log, losses, train
 from jaxkd.data import augment
 from jaxkd.models import Net
@@ -40,26 +40,6 @@ def refusing(what: str) -> Iterator[None]:
         yield
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise SystemExit(f"{what}: {error}") from error
-
-
-def splits(config: Any) -> tuple[data.Dataset, data.Dataset]:
-    """The training and test data that a Config's fields name.
-
-    Hyper-parameters are to be chosen with `evaluate_on="validation"`: the held-out
-    slice of the training set is then left out of the training data.
-
-    Raises:
-      SystemExit: if they cannot be had; the message says what to do.
-    """
-    choosing = config.evaluate_on == "validation"
-    where = {"archives": config.archives, "data_dir": config.data_dir}
-    with refusing("no data"):
-        train_set = data.load(
-            config.dataset, "train_rest" if choosing else "train", **where
-        )
-        if config.train_images is not None:
-            train_set = data.subset(train_set, config.train_images, seed=0)
-        return train_set, data.load(config.dataset, config.evaluate_on, **where)
 
 
 class Trainer(NamedTuple):
@@ -122,24 +102,6 @@ class Trainer(NamedTuple):
             )
         return run
 
-    def rehearse(
-        self, teacher: Net, student: Net, task: Task, spec: distill.Spec
-    ) -> None:
-        """Traces the distilling epoch without running it, before a teacher is trained.
-
-        Raises:
-          SystemExit: if a number is out of its range, the batch larger than the data,
-            or the networks do not fit together.
-        """
-        batch = jax.eval_shape(lambda r: train.example(r, task.view), task.resident)
-        key = jax.random.key(0)
-        variables = jax.eval_shape(teacher.init, key, batch["image"])
-        with refusing("cannot train"):
-            d = distill.distiller(student, distill.frozen(teacher), spec, self.tx)
-            state = jax.eval_shape(d.init, key, variables, batch)
-            epoch = train.make_epoch(d, view=task.view, batch_size=self.batch_size)
-            jax.eval_shape(epoch, state, variables, task.resident, key)
-
 
 def kd_spec(config: Any) -> distill.Spec:
     """Cross-entropy with the labels, and KL from the teacher at a temperature."""
@@ -160,54 +122,12 @@ def with_cached_teacher(
     return task._replace(resident={**task.resident, "teacher": jnp.asarray(logits)})
 
 
-def compare(
-    name: str, config: Any, *, teacher: Net, student: Net, task: Task, together: bool
-) -> dict[str, float]:
-    """Trains a teacher, the student alone and distilled; prints and writes the table.
-
-    Args:
-      name: of the experiment and its run directory.
-      config: has `temperature`, `hard_weight`, `soft_weight`, `learning_rate`,
-        `batch_size`, `teacher_epochs`, `epochs`, `seeds`, `teacher` and `out`.
-      teacher: the large network; one is trained, from seed 0.
-      student: the small network; `seeds` pairs are trained from the same weights.
-      task: the data.
-      together: whether the students are trained by vmap, or one after another.
-
-    Returns:
-      The mean accuracies after the last epoch, by name.
-    """
-    directory = outcome.run_directory(config.out, name)
-    write = log.start(directory, config)
-    tx, spec = optax.adam(config.learning_rate), kd_spec(config)
-    trainer = Trainer(tx, config.batch_size, write, directory, together)
-    trainer.rehearse(teacher, student, task, spec)
-    taught = trainer("teacher", teacher, task, seeds=1, epochs=config.teacher_epochs)
-    budget: dict[str, Any] = {"seeds": config.seeds, "epochs": config.epochs}
-    alone = trainer("alone", student, task, **budget)
-    variables = outcome.first(taught)
-    if config.teacher == "cached":
-        source = with_cached_teacher(task, teacher, variables, directory / "logits")
-        using: dict[str, Any] = {"teacher": distill.cached}
-    else:
-        source = task
-        using = {"teacher": distill.frozen(teacher), "teacher_variables": variables}
-    distilled = trainer("distilled", student, source, spec=spec, **using, **budget)
-
-    test, view = task.test, task.view
-    costs = outcome.costs(student, outcome.first(alone), test, view)
-    rows = [
-        outcome.row("teacher", taught, outcome.costs(teacher, variables, test, view)),
-        outcome.row("student alone", alone, costs),
-        outcome.row("student distilled", distilled, costs),
-    ]
-    lines = {"alone": outcome.curve(alone), "distilled": outcome.curve(distilled)}
-    outcome.write_report(
-        directory,
-        f"{name}: {test.name}, {len(test.images):,} {test.split} images",
-        rows,
-        {"student": lines},
-        [outcome.gain_sentence(distilled, alone)],
-    )
-    runs = {"teacher": taught, "alone": alone, "distilled": distilled}
-    return {label: float(outcome.final(run).mean()) for label, run in runs.items()}
+def run_directory(base: str, name: str) -> pathlib.Path:
+    """A new directory under `base/name`, named by the time."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    directory = pathlib.Path(base) / name / stamp
+    suffix = 1
+    while directory.exists():
+        suffix += 1
+        directory = directory.with_name(f"{stamp}_{suffix}")
+    return directory

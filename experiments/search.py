@@ -26,7 +26,6 @@ from typing import Any
 import tyro
 
 from experiments import (
-    _outcome as outcomes,
     _pair as pair,
     _search_lab as labs,
     _search_report as reports,
@@ -134,7 +133,7 @@ def main(config: Config) -> dict[str, float]:
     """Runs the experiment; returns MACs and mean accuracies."""
     config = labs.filled(config)
     if config.resume is None:
-        directory = outcomes.run_directory(config.out, "search")
+        directory = pair.run_directory(config.out, "search")
         write = log.start(directory, config)
     else:
         directory, write = pathlib.Path(config.resume), lambda row: None
