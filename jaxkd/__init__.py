@@ -1,6 +1,6 @@
 """Knowledge distillation and model compression in pure JAX.
 
-Rooms are imported by name, `from jaxkd import losses`, so that using one of them does
+Modules are imported by name, `from jaxkd import losses`, so that using one of them does
 not load the others' dependencies.
 """
 

@@ -75,19 +75,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    run = _command(commands, "run", _run, "runs a configuration in a new directory")
+    run = _command(commands, "run", _run, "run a configuration in a new directory")
     _configuration(run)
     run.add_argument("--to", metavar="RUN", help="the directory, instead of a new one")
     run.add_argument(
         "--check", action="store_true", help="stop before any work, all checks done"
     )
 
-    resume = _command(
-        commands, "resume", _resume, "goes on with a run that has stopped"
-    )
+    resume = _command(commands, "resume", _resume, "resume a run that has stopped")
     resume.add_argument("run_directory", metavar="RUN")
 
-    report = _command(commands, "report", _report, "writes the report of runs")
+    report = _command(commands, "report", _report, "write the report of runs")
     report.add_argument("run_directories", metavar="RUN", nargs="+")
     report.add_argument(
         "--to", metavar="FOLDER", help="where; by default the first run"
@@ -96,14 +94,16 @@ def _parser() -> argparse.ArgumentParser:
         "--tensorboard", action="store_true", help="also RUN/tensorboard of each run"
     )
 
-    evaluate = _command(commands, "eval", _eval, "measures an exported file")
+    evaluate = _command(commands, "eval", _eval, "measure an exported file")
     evaluate.add_argument("file", metavar="FILE", help=".stablehlo, .tflite or .onnx")
     evaluate.add_argument(
         "--data", metavar="NAME", help="by default that of the run the file lies in"
     )
     evaluate.add_argument("--split", default="test")
 
-    features = _command(commands, "features", _features, "names and shapes of taps")
+    features = _command(
+        commands, "features", _features, "list names and shapes of taps"
+    )
     features.add_argument(
         "model", metavar="MODEL", help="a network of the zoo, or a configuration"
     )
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     features.add_argument("--classes", type=int, default=10, help="(zoo)")
 
-    export = _command(commands, "export", _export, "writes a run's model as files")
+    export = _command(commands, "export", _export, "write a run's model as files")
     export.add_argument("run_directory", metavar="RUN")
     export.add_argument("--model", help="which; by default the last that changed")
     export.add_argument(
@@ -125,12 +125,12 @@ def _parser() -> argparse.ArgumentParser:
 
     data = _command(commands, "data", None, "data sets")
     verbs = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    prepare = _command(verbs, "prepare", _prepare, "downloads, verifies and decodes")
+    prepare = _command(verbs, "prepare", _prepare, "download, verify and decode")
     prepare.add_argument("name", metavar="NAME", help="digits, mnist, cifar10, ...")
     prepare.add_argument("--archives", help="folder with the official archives")
     prepare.add_argument("--data-dir", help="where prepared data is kept")
 
-    config = _command(commands, "config", _config, "prints a configuration, resolved")
+    config = _command(commands, "config", _config, "print a configuration, resolved")
     config.add_argument("config", metavar="CONFIG", nargs="?", help="a file or a name")
     config.add_argument("--defaults", action="store_true", help="every key there is")
     config.add_argument(

@@ -110,7 +110,7 @@ def _cluster(environ: Mapping[str, str]) -> dict[str, str]:
             )
     except Exception as error:
         raise RuntimeError(
-            f"this looks like a cluster ({kind.__name__}), but what it says is not "
+            f"this looks like a cluster ({kind.__name__}), but its description is not "
             f"enough: {error!r}; set {', '.join(NAMES)}, or {NAMES[1]}=1 for a process "
             "that is alone"
         ) from error

@@ -13,7 +13,7 @@ import numpy as np
 from jaxkd import _tree, jaxpr
 from jaxkd.models.convolution import conv_general_dilated, plain_convolutions
 
-ROOM = "quantized"  # the name scope whose inside names the layers
+SCOPE = "quantized"  # the name scope whose inside names the layers
 LINEAR = {"conv_general_dilated", "dot_general"}
 
 
@@ -77,7 +77,7 @@ def trace(f: Callable[..., Any], *args: Any, whole: bool = False) -> Graph:
 
     def named(*args):
         # Convolutions as such, whatever form is fast here: `evaluate` sees to that.
-        with jax.named_scope(ROOM), plain_convolutions():
+        with jax.named_scope(SCOPE), plain_convolutions():
             return f(*args)
 
     closed, shapes = jax.make_jaxpr(named, return_shape=True)(*args)
@@ -101,7 +101,7 @@ def trace(f: Callable[..., Any], *args: Any, whole: bool = False) -> Graph:
 def _module(scope: str) -> str:
     """The path of the module, without what is outside it and its own class's name."""
     inside = scope.split("/")
-    inside = inside[inside.index(ROOM) + 1 :] if ROOM in inside else inside
+    inside = inside[inside.index(SCOPE) + 1 :] if SCOPE in inside else inside
     return "/".join(inside[1:])
 
 

@@ -50,7 +50,7 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
         return dataclasses.replace(models[self.model], chosen=True)
 
     def run(self, job: Job) -> Made:
-        """Searches; goes on with the journal if there is one."""
+        """Search, or resume from the journal."""
         space, limit, controller = _search(self, job)
         course = _course(self, job)
         settings = {
