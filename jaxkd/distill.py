@@ -333,6 +333,11 @@ def cached(variables: None, batch: Batch) -> Outputs:
 
     They are the batch's own field "teacher": see `train.cache_teacher`.
     """
+    if "teacher" not in batch:
+        raise ValueError(
+            'a cached teacher needs the column "teacher", e.g. from '
+            f"train.cache_teacher; there are {sorted(batch)}"
+        )
     return Outputs(batch["teacher"], {})
 
 
@@ -394,6 +399,14 @@ def distiller(
     """
     if not spec:
         raise ValueError("the spec has no term: there is nothing to minimise")
+    for name, pair in spec.items():
+        if not (
+            isinstance(pair, tuple) and len(pair) == 2 and hasattr(pair[1], "init")
+        ):
+            raise ValueError(
+                f"spec[{name!r}] must be (weight, Term), got {pair!r}; "
+                "distill.on_labels, on_logits, on_taps make a Term of a loss"
+            )
 
     def taught(teacher_variables: Any, batch: Batch) -> Outputs:
         # The only stop_gradient between the two networks.

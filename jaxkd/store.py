@@ -31,7 +31,7 @@ try:
 except ImportError:  # Windows: no locks, and leftovers are not removed
     fcntl = None  # type: ignore[assignment]
 
-MANIFEST = "jaxkd.json"
+MANIFEST, KEYS = "jaxkd.json", {"sha256", "identity"}
 PREFIX, SUFFIX = ".jaxkd-new-", 9  # "-" and eight random digits
 LOCK, OLD = ".lock", ".old"  # in a workspace; what is replaced lies in OLD meanwhile
 Path = str | os.PathLike
@@ -244,7 +244,10 @@ def write_dir(path: Path, fill: Callable[[pathlib.Path], Any]) -> None:
       ValueError: if there is something at `path` that this module did not write.
       OSError: naming the directory; what was there before stays.
     """
-    path = pathlib.Path(path).absolute()
+    # What a link points to is replaced, not the link.
+    path = pathlib.Path(os.path.realpath(path))
+    if path == pathlib.Path.cwd():
+        raise ValueError(f"{path} is the working directory: name another")
     recover(path)
     require_ours(path)
     with _named(path):
@@ -306,7 +309,16 @@ def open_dir(path: Path, wanted: Mapping[str, Any]) -> str:
 
 def is_ours(path: Path) -> bool:
     """Return whether this module made a directory, damaged or not."""
-    return (pathlib.Path(path) / MANIFEST).is_file()
+    try:
+        content = (pathlib.Path(path) / MANIFEST).read_bytes()
+    except OSError:
+        return False
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return True
+    # Somebody's own file may have that name: ours has one of two keys.
+    return not found or not isinstance(found, dict) or bool({*found} & KEYS)
 
 
 def require_ours(path: Path) -> None:

@@ -290,7 +290,16 @@ def test_the_first_step_that_is_wrong_is_reported_and_of_it_the_term():
         _loop.check_finite(values, first_step=4, name="run")
 
 
+def test_a_measurement_that_is_no_number_is_told_and_the_training_goes_on():
+    bad = with_column("image", np.full((40, 4, 4, 3), np.nan, np.float32))
+    with pytest.warns(UserWarning, match="nll is nan after epoch 1; look at the data"):
+        run = learn(models.mlp([4], classes=5), test=bad)
+    assert np.isfinite(run.history[-1]["loss"])
+
+
 # --- bad input ---
+
+KD = {"kd": (1.0, distill.on_logits(losses.kd))}
 
 
 def learn(net=toys.student, columns=None, **how):
@@ -327,6 +336,40 @@ def with_column(name, column):
         (lambda: learn(teacher=toys.teacher), "teacher must be .net, variables."),
         (lambda: learn(seeds=2, key=jax.random.key(0)), "exclude each other"),
         (lambda: learn(tx=None), "tx must be an optimiser"),
+        (lambda: learn(batch_size=0), "batch_size must be >= 1"),
+        (lambda: learn(epochs=1.5), "epochs must be an integer"),
+        (lambda: learn(net=toys.Toy(6)), "got Toy; models.from_linen"),
+        (
+            lambda: learn(teacher=(toys.Toy(6), None)),
+            "no Net: models.from_linen makes one of Toy",
+        ),
+        (lambda: learn(spec={"ce": losses.kd}), r"spec\['ce'\] must be .weight, Term"),
+        (lambda: learn(spec=KD, teacher="cached"), 'needs the column "teacher"'),
+        (
+            lambda: learn(columns=(1, 2)),
+            "or a data.Stream, got tuple",
+        ),
+        (
+            lambda: learn(columns=with_column("image", 3.0)),
+            "one entry for each example",
+        ),
+        (lambda: learn(columns={"image": np.zeros((0, 2))}), "one example or more"),
+        (
+            lambda: learn(columns=with_column("label", np.array(["a"] * 40))),
+            "must hold numbers",
+        ),
+        (
+            lambda: learn(columns=with_column("label", np.full(40, 2**32 + 1))),
+            "beyond 32 bits",
+        ),
+        (
+            lambda: learn(test=with_column("label", np.full(40, 7))),
+            r"labels must be in \[0, 5\), .* got 7 to 7",
+        ),
+        (
+            lambda: learn(test=with_column("where", np.zeros(40, bool))),
+            "excludes everything",
+        ),
         (
             lambda: learn(columns=with_column("where", np.ones(40))),
             "must be boolean",

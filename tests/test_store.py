@@ -252,3 +252,27 @@ def test_identities_are_compared_as_the_file_has_them(tmp_path):
     for odd in (object(), float("nan"), {1, 2}):
         with pytest.raises(ValueError, match="fit for JSON"):
             store.identity(odd=odd)
+
+
+def test_a_folder_with_a_file_of_our_name_is_not_ours(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / store.MANIFEST).write_text('{"my": "settings"}')
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="was not written by jaxkd"):
+        store.write_dir(tmp_path / "mine", lambda new: None)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_a_link_points_to_is_replaced(tmp_path):
+    fill = lambda text: lambda new: (new / "a").write_text(text)
+    store.write_dir(tmp_path / "disk", fill("old"))
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    store.write_dir(tmp_path / "link", fill("new"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "a").read_text() == "new"
+
+
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is the working directory"):
+        store.write_dir(".", lambda new: None)

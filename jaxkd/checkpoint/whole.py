@@ -41,7 +41,12 @@ def write(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any]) -> None:
       ValueError: if something else is at `path`, or JSON cannot hold the notes.
       OSError: if it cannot be written; what was there before stays.
     """
-    notes = json.dumps(meta, indent=1) + "\n"
+    try:
+        notes = json.dumps(meta, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the notes of {path} are not fit for JSON: {error}"
+        ) from error
 
     def fill(folder: pathlib.Path) -> None:
         trees.save_data(folder / trees.DATA, trees.as_dicts(tree))

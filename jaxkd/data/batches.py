@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from jaxkd import _check
@@ -35,14 +36,22 @@ def count(resident: Batch) -> int:
     Raises:
       ValueError: if there is no column, or columns differ in length, naming them.
     """
-    lengths = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): len(column)
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(column)
         for path, column in jax.tree_util.tree_leaves_with_path(resident)
+    }
+    lengths = {
+        name: shape[0] if shape else "a number" for name, shape in shapes.items()
     }
     if len(set(lengths.values())) != 1:
         got = ", ".join(f"{name} {n}" for name, n in lengths.items()) or "no column"
         raise ValueError(f"all columns must have one entry for each example, got {got}")
-    return next(iter(lengths.values()))
+    (n,) = set(lengths.values())
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(
+            f"columns must be arrays of one example or more, got {lengths}"
+        )
+    return n
 
 
 def epoch(key: Array, n: int, batch_size: int) -> Int[Array, "steps batch"]:

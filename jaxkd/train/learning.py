@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxkd import (
+    _check,
     checkpoint,
     data,
     distill,
@@ -31,6 +33,7 @@ from jaxkd.train.programs import example, make_epoch, make_step, over_seeds
 from jaxkd.types import Batch, Metrics
 
 Score = Callable[[TrainState], Metrics]
+MOST = 2**31 - 1  # without x64, JAX would cut larger integers off in silence
 
 
 def learn(
@@ -115,6 +118,14 @@ def learn(
       KeyboardInterrupt: after Ctrl-C or SIGTERM, when the epoch under way is done and
         saved.
     """
+    _check.whole(0)("epochs", epochs)
+    if batch_size is not None:
+        _check.whole(1)("batch_size", batch_size)
+    if not isinstance(student, Net | Distiller):
+        raise ValueError(
+            f"student must be a Net or a Distiller, got {type(student).__name__}; "
+            "models.from_linen makes a Net of a linen module"
+        )
     view = augment.chain() if view is None else view
     keys = _keys(seeds, key)
     teach, teacher_variables = _teacher(teacher, inputs)
@@ -129,6 +140,7 @@ def learn(
         d, net = distill.distiller(student, teach, spec, tx, inputs=inputs), student
     columns = _columns(examples)
     score = _scorer(net, test, test_view or view, inputs, metrics)
+    measured = score if score is None or callable(test) else _columns(test)
     if isinstance(columns, Stream):
         mesh, steps, size = columns.mesh, columns.steps, columns.batch_size
     elif batch_size is None:
@@ -167,6 +179,8 @@ def learn(
             state, place, rows = _resume(folder, facts, lambda: init(keys))
         if net is not None:
             _check_fit(net, state, columns, batch, inputs)
+            if isinstance(measured, dict):
+                _check_labels(net, state, measured, batch, inputs)
         if mesh is not None:
             state = meshes.put(state, everywhere)
         program: Any
@@ -241,6 +255,13 @@ def _teacher(teacher: Any, inputs: Inputs) -> tuple[Teacher, Any]:
             f"None, got {type(teacher).__name__}"
         )
     net, variables = teacher
+    if not callable(net) and not isinstance(net, Net):
+        raise ValueError(f"a teacher must be a Net or a function, got {net!r}")
+    if hasattr(net, "init") and not isinstance(net, Net):
+        kind = type(net).__name__
+        raise ValueError(
+            f"the teacher is no Net: models.from_linen makes one of {kind}"
+        )
     return distill.frozen(net, inputs=inputs) if isinstance(
         net, Net
     ) else net, variables
@@ -251,9 +272,19 @@ def _columns(examples: data.Dataset | Batch | Stream) -> Batch | Stream:
         return examples
     if isinstance(examples, data.Dataset):
         return data.on_device(examples)
-    columns = jax.tree.map(jnp.asarray, dict(examples))
-    data.count(columns)
-    return columns
+    if not isinstance(examples, Mapping):
+        raise ValueError(
+            "examples must be a data.Dataset, a dict of columns or a data.Stream, got "
+            f"{type(examples).__name__}"
+        )
+    data.count(dict(examples))
+    for path, column in jax.tree_util.tree_leaves_with_path(dict(examples)):
+        kind, name = np.asarray(column).dtype, jax.tree_util.keystr(path)
+        if kind.kind not in "biufcV":
+            raise ValueError(f"column {name} must hold numbers, got {kind}")
+        if kind.itemsize == 8 and kind.kind in "iu" and np.max(np.abs(column)) > MOST:
+            raise ValueError(f"column {name} holds integers beyond 32 bits")
+    return jax.tree.map(jnp.asarray, dict(examples))
 
 
 def _scorer(
@@ -337,27 +368,37 @@ def _check_fit(
 ) -> None:
     """Refuse bytes that reach a network, and labels that it has no output for."""
     seen = distill.select(inputs, batch)
-    if inputs == "image" and jnp.issubdtype(seen.dtype, jnp.integer):
-        raise ValueError(
-            f"the network would see images as stored, {seen.dtype}: pass a view that "
-            "scales them, e.g. view=augment.to_float()"
-        )
-    label = batch.get("label")
+    for leaf in jax.tree.leaves(seen):
+        if inputs == "image" and jnp.issubdtype(leaf.dtype, jnp.integer):
+            raise ValueError(
+                f"the network would see images as stored, {leaf.dtype}: pass a view "
+                "that scales them, e.g. view=augment.to_float()"
+            )
+    if not isinstance(columns, Stream):
+        _check_labels(net, state, columns, batch, inputs)
+    elif columns.source.classes:  # only the number of its classes is known yet
+        last = {"label": np.array([len(columns.source.classes) - 1])}
+        _check_labels(net, state, last, batch, inputs)
+
+
+def _check_labels(
+    net: Net, state: TrainState, columns: Batch, batch: Batch, inputs: Inputs
+) -> None:
+    """Refuse class labels that the network has no output for, and data without any."""
+    label = columns.get("label")
+    if "where" in columns and not np.any(columns["where"]):
+        raise ValueError('the column "where" excludes everything')
     if label is None or not jnp.issubdtype(label.dtype, jnp.integer):
         return
     variables = state.student
     if state.key.ndim:
         variables = jax.tree.map(lambda leaf: leaf[0], variables)
+    seen = distill.select(inputs, batch)
     run = lambda v, x: net.apply(*v, x, train=False)[0].logits
     classes = jax.eval_shape(run, variables, seen).shape[-1]
-    if isinstance(columns, Stream):  # only the number of its classes is known yet
-        low, high = 0, max(len(columns.source.classes) - 1, 0)
-    else:
-        label = columns["label"]
-        if "where" in columns:
-            where = distill.fit_mask(columns["where"], label.shape)
-            label = jnp.where(where, label, 0)
-        low, high = int(label.min()), int(label.max())
+    if "where" in columns:
+        label = jnp.where(distill.fit_mask(columns["where"], label.shape), label, 0)
+    low, high = int(label.min()), int(label.max())
     if low < -1 or high >= classes:
         raise ValueError(
             f"labels must be in [0, {classes}), the student's outputs, or -1 for an "

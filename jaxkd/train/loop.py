@@ -4,6 +4,7 @@ import collections
 import operator
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -179,7 +180,15 @@ def fit(
                 continue
             row = _row(name, place, spent, size)
             if evaluate is not None:
-                row |= {k: v.tolist() for k, v in _wait(evaluate(state), tick).items()}
+                measured = _wait(evaluate(state), tick)
+                row |= {metric: value.tolist() for metric, value in measured.items()}
+                wrong = [m for m, value in measured.items() if np.isnan(value).any()]
+                if wrong:  # the training itself is sound, and is not given up
+                    warnings.warn(
+                        f"{name}: {', '.join(wrong)} is nan after epoch "
+                        f"{place.epoch + 1}; look at the data to measure on",
+                        stacklevel=2,
+                    )
             if after is not None:
                 row |= after(state, row)
             history.append(row)
