@@ -140,7 +140,7 @@ def learn(
         d, net = distill.distiller(student, teach, spec, tx, inputs=inputs), student
     columns = _columns(examples)
     score = _scorer(net, test, test_view or view, inputs, metrics)
-    measured = score if score is None or callable(test) else _columns(test)
+    measured = None if test is None or callable(test) else _columns(test)
     if isinstance(columns, Stream):
         mesh, steps, size = columns.mesh, columns.steps, columns.batch_size
     elif batch_size is None:
