@@ -341,7 +341,7 @@ def cached(variables: None, batch: Batch) -> Outputs:
     return Outputs(batch["teacher"], {})
 
 
-def nobody(variables: None, batch: Batch) -> Outputs:
+def no_teacher(variables: None, batch: Batch) -> Outputs:
     """No teacher: for a network trained on its labels alone; its variables are None."""
     # A term that asks for these logits is refused at `init`, by `_comparable`.
     return Outputs(None, {})  # type: ignore[arg-type]
@@ -383,7 +383,7 @@ def distiller(
 
     Args:
       student: the network to train.
-      teacher: `frozen(net)`, `cached`, `nobody`, or any function of its type.
+      teacher: `frozen(net)`, `cached`, `no_teacher`, or any function of its type.
       spec: the summands of the objective by name.
       tx: the optimiser, of the student's and the terms' parameters together.
       inputs: what the student sees of a batch: the name of a field, or a function of

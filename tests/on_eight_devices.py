@@ -212,7 +212,9 @@ def train_peers():
 def train_seeds():
     """Two seeds at once, on meshes as well."""
     spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
-    d = distill.distiller(mlp([5], classes=10), distill.nobody, spec, optax.sgd(0.1))
+    d = distill.distiller(
+        mlp([5], classes=10), distill.no_teacher, spec, optax.sgd(0.1)
+    )
     keys = jax.random.split(jax.random.key(2), 2)
     batch = train.example(resident(), VIEW, BATCH)
     states = wide(jax.jit(jax.vmap(d.init, in_axes=(0, None, None)))(keys, None, batch))
@@ -260,7 +262,7 @@ def train_half():
     """A residual network in bfloat16 that computes its blocks twice."""
     net = resnet(8, classes=10, widths=(4, 4, 4, 4), dtype=jnp.bfloat16, remat=True)
     spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
-    d = distill.distiller(net, distill.nobody, spec, optax.sgd(0.01))
+    d = distill.distiller(net, distill.no_teacher, spec, optax.sgd(0.01))
     state = start(d, None)
     state = jax.tree.map(
         lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, state
@@ -351,7 +353,9 @@ def refusals():
     """The messages of what cannot work, each before a step was taken."""
     eight, four = mesh.make(), mesh.make(2)
     spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
-    d = distill.distiller(mlp([3], classes=10), distill.nobody, spec, optax.sgd(0.1))
+    d = distill.distiller(
+        mlp([3], classes=10), distill.no_teacher, spec, optax.sgd(0.1)
+    )
     steps = []
     d = d._replace(step=lambda *args: steps.append(1))
     state, images = start(d, None), resident()

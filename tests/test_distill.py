@@ -112,7 +112,7 @@ def test_state_is_arrays_only(world):
 def test_students_start_equal_whatever_the_spec(world):
     d, state, variables, batch = world
     other = distill.distiller(
-        toys.student, distill.nobody, toys.labels_only, optax.adam(0.1)
+        toys.student, distill.no_teacher, toys.labels_only, optax.adam(0.1)
     )
     alone = jax.jit(other.init)(jax.random.key(0), None, batch)
     same = lambda a, b: np.testing.assert_array_equal(a, b)
@@ -187,7 +187,9 @@ def test_errors_name_what_does_not_fit(batch):
         distill.distiller(toys.student, frozen, {}, sgd)
     kd = {"kd": (1.0, distill.on_logits(losses.kd))}
     with pytest.raises(ValueError, match="none teaches"):
-        distill.distiller(toys.student, distill.nobody, kd, sgd).init(key, None, batch)
+        distill.distiller(toys.student, distill.no_teacher, kd, sgd).init(
+            key, None, batch
+        )
     seven = toys.from_linen(toys.Toy(6, classes=7))
     with pytest.raises(ValueError, match=r"5 \(teacher\) and 7 \(student\)"):
         distill.distiller(seven, frozen, kd, sgd).init(key, variables, batch)

@@ -202,7 +202,7 @@ def test_rows_are_logged_and_what_is_measured_after_an_epoch_is_in_them(whole):
 def test_a_loss_that_is_no_number_ends_the_run_naming_step_and_term():
     weight = lambda step: jnp.where(step < 7, 1.0, jnp.nan)
     wrong = {"ce": (weight, distill.on_labels(losses.cross_entropy))}
-    d = distill.distiller(toys.student, distill.nobody, wrong, optax.sgd(0.1))
+    d = distill.distiller(toys.student, distill.no_teacher, wrong, optax.sgd(0.1))
     batch = train.example(STREAM, VIEW)
     state = jax.jit(d.init, static_argnums=1)(jax.random.key(1), None, batch)
     step = train.make_step(d, STREAM, view=VIEW)
@@ -266,7 +266,7 @@ LIMITED = """
 import resource, sys
 import flax.linen as nn, jax, numpy as np, optax
 import dataclasses
-from jaxkd import data, distill, train
+from jaxkd import data, distill, losses, train
 from jaxkd.data import augment
 from jaxkd.models import mlp
 
@@ -280,7 +280,7 @@ def own():  # what is not backed by a file, in bytes: what RLIMIT_DATA counts
 n = int(sys.argv[3])
 net, view = mlp((4,), classes=1), augment.to_float()
 ce = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
-d = distill.distiller(net, distill.nobody, ce, optax.sgd(0.1))
+d = distill.distiller(net, distill.no_teacher, ce, optax.sgd(0.1))
 
 def read(positions, draws):
     label = np.zeros(len(positions), np.int32)

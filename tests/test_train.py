@@ -59,7 +59,7 @@ def test_fit_learns_and_keeps_its_history(world):
     *_, resident = world
     score = evaluate.scorer(toys.student, resident, view=toys.view)
     d = distill.distiller(
-        toys.student, distill.nobody, toys.labels_only, optax.adam(0.01)
+        toys.student, distill.no_teacher, toys.labels_only, optax.adam(0.01)
     )
     batch = train.example(resident, toys.view)
     run = train.fit(

@@ -222,7 +222,7 @@ def test_a_copy_survives_the_training_of_what_was_made_from_it():
 def test_a_warm_start_of_several_seeds(world):
     _, batch = world
     tx = optax.ema(0.9)  # any state will do
-    d = distill.distiller(toys.student, distill.nobody, toys.labels_only, tx)
+    d = distill.distiller(toys.student, distill.no_teacher, toys.labels_only, tx)
     keys = jax.random.split(jax.random.key(0), 3)
     init = jax.jit(jax.vmap(d.init, in_axes=(0, None, None)))
     fresh = init(keys, None, batch)
@@ -242,7 +242,7 @@ def test_the_optimiser_of_a_warm_start_starts_from_the_new_weights(world):
     remembers = optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.array, params), lambda g, s, p=None: (g, s)
     )
-    d = distill.distiller(toys.student, distill.nobody, toys.labels_only, remembers)
+    d = distill.distiller(toys.student, distill.no_teacher, toys.labels_only, remembers)
     fresh = jax.jit(d.init)(jax.random.key(0), None, batch)
     source = made(toys.student, 3)
     state = transfer.warm_start(fresh, source, remembers)
@@ -313,7 +313,7 @@ def test_a_distiller_trains_the_head_alone(world):
     resident, batch = world
     tx = transfer.train_only(optax.adamw(0.1), "student/Dense_1/*")
     still = transfer.frozen_statistics(toys.student)
-    d = distill.distiller(still, distill.nobody, toys.labels_only, tx)
+    d = distill.distiller(still, distill.no_teacher, toys.labels_only, tx)
     keys = jax.random.split(jax.random.key(0), 2)
     init = jax.jit(jax.vmap(d.init, in_axes=(0, None, None)))
     states = transfer.warm_start(init(keys, None, batch), made(toys.student, 3), tx)
@@ -472,7 +472,7 @@ def test_errors_name_what_does_not_fit(world):
         ValueError, match=r"mismatched 2: Dense_1/bias \(5,\) to \(7,\)"
     ):
         transfer.copy(source, target, strict=True)
-    with pytest.raises(ValueError, match=r"'Dense1/\*' fits .*'Dense_1/bias'"):
+    with pytest.raises(ValueError, match=r"'Dense1/\*' fits no .*Dense_1/bias,"):
         transfer.copy(source, target, exclude="Dense1/*")
     with pytest.raises(ValueError, match="rename names 'Dense', but the source has"):
         transfer.copy(source, target, rename={"Dense": "Dense_0"})
@@ -491,7 +491,7 @@ def test_errors_name_what_does_not_fit(world):
 def test_a_warm_start_of_another_network_is_refused(world):
     _, batch = world
     tx = optax.sgd(0.1)
-    d = distill.distiller(toys.student, distill.nobody, toys.labels_only, tx)
+    d = distill.distiller(toys.student, distill.no_teacher, toys.labels_only, tx)
     state = jax.jit(d.init)(jax.random.key(0), None, batch)
     with pytest.raises(ValueError, match=r"Dense_1/bias must be float32 \(5,\), got f"):
         transfer.warm_start(state, made(OTHER_HEAD), tx)

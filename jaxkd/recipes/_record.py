@@ -112,7 +112,7 @@ def one_stage(
 def staged(student: Net, teacher: Trained | None, *stages: Stage) -> Recipe:
     """Build the recipe of these stages, taught by a network or by nobody."""
     if teacher is None:
-        return Recipe(student, stages, distill.nobody, None)
+        return Recipe(student, stages, distill.no_teacher, None)
     net, variables = teacher
     return Recipe(student, stages, distill.frozen(net), variables)
 

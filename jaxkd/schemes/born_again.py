@@ -33,7 +33,7 @@ def generations(
     *,
     key: Array,
     example: Batch,
-    teacher: Teacher = distill.nobody,
+    teacher: Teacher = distill.no_teacher,
     teacher_variables: Any = None,
     directory: str | os.PathLike | None = None,
 ) -> dict[str, chain.Variables]:

@@ -65,7 +65,7 @@ def chain(
     *,
     key: Array,
     example: Batch,
-    teacher: Teacher = distill.nobody,
+    teacher: Teacher = distill.no_teacher,
     teacher_variables: Any = None,
     directory: str | os.PathLike | None = None,
 ) -> dict[str, Variables]:
@@ -104,7 +104,7 @@ def chain(
     folder = None if directory is None else pathlib.Path(directory)
     found: dict[str, Variables] = {}
     for i, (name, net) in enumerate(nets.items()):
-        own = distill.labels_only() if teacher is distill.nobody else spec
+        own = distill.labels_only() if teacher is distill.no_teacher else spec
         lesson = Lesson(
             name, net, teacher, teacher_variables, own, jax.random.fold_in(key, i)
         )
@@ -117,7 +117,7 @@ def rehearse(
     nets: Mapping[str, Net],
     spec: Spec,
     example: Batch,
-    teacher: Teacher = distill.nobody,
+    teacher: Teacher = distill.no_teacher,
     teacher_variables: Any = None,
 ) -> dict[str, Variables]:
     """Traces what a chain will train, without training: the shapes of its variables.
@@ -132,7 +132,7 @@ def rehearse(
     for name, net in nets.items():
         if not name or pathlib.PurePath(name).name != name:
             raise ValueError(f"a network's name must do as a file name, got {name!r}")
-        own = distill.labels_only() if teacher is distill.nobody else spec
+        own = distill.labels_only() if teacher is distill.no_teacher else spec
         d = distill.distiller(net, teacher, own, optax.identity())
         try:
             state = jax.eval_shape(d.init, key, teacher_variables, example)

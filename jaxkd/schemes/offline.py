@@ -11,8 +11,8 @@ where what was kept of the teacher's logits decides how `d` learns from it:
 
 * "soft", all of them: `distill.distiller(student, distill.cached, spec, tx)`, and any
   spec of `distill.on_logits`.
-* "topk", the largest: the teacher is `distill.nobody`, the term `on_topk(scores)`.
-* "hard", the class: `distill.nobody` and `on_hard_labels(scores)`; or
+* "topk", the largest: the teacher is `distill.no_teacher`, the term `on_topk(scores)`.
+* "hard", the class: `distill.no_teacher` and `on_hard_labels(scores)`; or
   `{**resident, "label": resident["teacher_label"]}` and `distill.on_labels`.
 
 A random view is scored as a number of fixed ones, and the epochs go through them in

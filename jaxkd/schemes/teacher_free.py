@@ -3,8 +3,8 @@
 Three objectives to compare a real teacher with: they say how much of its effect is that
 of softer labels. The first two need no teacher::
 
-    d = distill.distiller(net, distill.nobody, teacher_free.smoothed(0.1), tx)
-    d = distill.distiller(net, distill.nobody, teacher_free.virtual(0.5), tx)
+    d = distill.distiller(net, distill.no_teacher, teacher_free.smoothed(0.1), tx)
+    d = distill.distiller(net, distill.no_teacher, teacher_free.virtual(0.5), tx)
 
 In the third, Tf-KD_self, a pretrained copy of the student teaches it; this is the first
 step of `schemes.born_again`::

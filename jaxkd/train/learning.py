@@ -246,7 +246,7 @@ def _keys(seeds: int | None, key: Array | None) -> Array:
 def _teacher(teacher: Any, inputs: Inputs) -> tuple[Teacher, Any]:
     """The teacher and its variables, of what `learn` was given."""
     if teacher is None:
-        return distill.nobody, None
+        return distill.no_teacher, None
     if isinstance(teacher, str) and teacher == "cached":
         return distill.cached, None
     if isinstance(teacher, Net) or not isinstance(teacher, tuple) or len(teacher) != 2:

@@ -400,7 +400,7 @@ def test_regressors_end_in_batch_norm_and_relu(name):
 def test_teachers_are_those_the_method_has():
     assert make("kd").teacher_variables is not None
     for name in ("labels", "teacher_free", "label_smoothing", "mutual"):
-        assert make(name).teacher is distill.nobody
+        assert make(name).teacher is distill.no_teacher
     assert make("stored").teacher is distill.cached
     assert len(make("ensemble").teacher_variables) == 2
     assert make("simkd").net is not student

@@ -42,7 +42,7 @@ def test_each_network_is_taught_by_the_one_before():
     )
     assert list(found) == [each.name for each in lessons] == ["a", "b", "c"]
     first, second, third = lessons
-    assert first.teacher is distill.nobody and list(first.spec) == ["ce"]
+    assert first.teacher is distill.no_teacher and list(first.spec) == ["ce"]
     assert second.spec is third.spec is toys.spec
     equal(second.teacher_variables, found["a"])
     equal(third.teacher_variables, found["b"])
@@ -122,7 +122,7 @@ def test_another_chains_directory_is_refused(tmp_path):
     def objective(weight=0.5, temperature=4.0):
         kd = functools.partial(losses.kd, temperature=temperature)
         return {
-            "ce": (1.0, distill.on_labels(distill.cross_entropy)),
+            "ce": (1.0, distill.on_labels(losses.cross_entropy)),
             "kd": (weight, distill.on_logits(kd)),
         }
 

@@ -110,7 +110,7 @@ def test_copies_are_the_teachers_one_by_one(together):
 
 @pytest.mark.slow
 def test_nets_from_several_seeds_are_distilled_into_one():
-    d = distill.distiller(digits.large, distill.nobody, digits.labels, digits.tx)
+    d = distill.distiller(digits.large, distill.no_teacher, digits.labels, digits.tx)
     run = digits.learn(d, epochs=20, seeds=5)
     single, variables = distill.frozen(digits.large), digits.students(run.state)
     teacher = ensemble.mean(ensemble.copies(single), temperature=4.0)
@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_named():
         odd = [saying(logits()[0]), saying(logits()[1, :, :4])]
         ensemble.of(odd)((None, None), {})
     with pytest.raises(ValueError, match="nobody teaches"):
-        ensemble.of([distill.nobody])((None,), {})
+        ensemble.of([distill.no_teacher])((None,), {})
     with pytest.raises(ValueError, match="variables must be stacked"):
         ensemble.copies(distill.frozen(toys.teacher))(toys.teacher_variables(), {})
 

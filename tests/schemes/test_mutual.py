@@ -126,7 +126,7 @@ def test_peers_start_as_they_would_alone_and_differently(batch):
     d = mutual.distiller((toys.student, toys.student), spec, optax.sgd(lr))
     states = jax.jit(d.init)(jax.random.key(0), None, batch)
     alone = distill.distiller(
-        toys.student, distill.nobody, toys.labels_only, optax.sgd(lr)
+        toys.student, distill.no_teacher, toys.labels_only, optax.sgd(lr)
     )
     key = jax.random.split(jax.random.key(0), 2)[1]
     wanted = jax.jit(alone.init)(key, None, batch).params["student"]
@@ -138,7 +138,7 @@ def test_peers_start_as_they_would_alone_and_differently(batch):
 def test_a_peer_is_asked_no_forward_pass_of_its_own(batch):
     """What it says to the others is computed once, in its own update."""
     net = models.mlp([256], classes=5, input_dropout=0.1)
-    alone = distill.distiller(net, distill.nobody, toys.labels_only, optax.sgd(lr))
+    alone = distill.distiller(net, distill.no_teacher, toys.labels_only, optax.sgd(lr))
     key = jax.random.key(0)
 
     def operations(d):

@@ -75,7 +75,9 @@ def test_all_classes_kept_as_the_largest_teach_the_same(digits, variables, live)
         LIVE, variables, digits, view=PLAIN, kind="topk", k=10, temperature=T
     )
     resident = offline.on_device(digits, scores)
-    same(fit(resident, distill.nobody, None, with_kd(offline.on_topk(scores))), live)
+    same(
+        fit(resident, distill.no_teacher, None, with_kd(offline.on_topk(scores))), live
+    )
 
 
 def test_few_classes_are_the_loss_of_few_classes(digits, variables):
@@ -103,11 +105,11 @@ def test_hard_labels_teach_what_the_live_teachers_decision_teaches(digits, varia
     decided = with_kd(distill.on_logits(losses.hard_label))
     live = fit(data.on_device(digits), LIVE, variables, decided, epochs=2)
     spec = with_kd(offline.on_hard_labels(scores))
-    same(fit(resident, distill.nobody, None, spec, epochs=2), live)
+    same(fit(resident, distill.no_teacher, None, spec, epochs=2), live)
     assert (resident["teacher_label"] != resident["label"]).any()
     relabelled = {**resident, "label": resident["teacher_label"]}
     spec = {"ce": (0.0, CE), "kd": (1.0, CE)}
-    run = fit(relabelled, distill.nobody, None, spec, epochs=1)
+    run = fit(relabelled, distill.no_teacher, None, spec, epochs=1)
     assert np.isfinite(run.history[0]["loss/kd"])
 
 
@@ -254,7 +256,7 @@ def test_scores_under_a_view_that_cannot_be_theirs_are_refused(
     resident = offline.on_device(digits, hard)
     spec = with_kd(offline.on_hard_labels(hard))
     with pytest.raises(ValueError, match="the view is random"):
-        fit(resident, distill.nobody, None, spec, RANDOM)
+        fit(resident, distill.no_teacher, None, spec, RANDOM)
     scores = offline.score(LIVE, variables, digits, view=views)
     resident = offline.on_device(digits, scores)
     two = offline.replayed(RANDOM, seed=3, views=2)

@@ -47,7 +47,7 @@ def test_they_are_the_papers_objectives():
 def test_on_digits_without_a_teacher_and_with_a_copy_of_itself():
     pretrained = None
     for spec in (teacher_free.smoothed(), teacher_free.virtual(0.5)):
-        d = distill.distiller(digits.small, distill.nobody, spec, digits.tx)
+        d = distill.distiller(digits.small, distill.no_teacher, spec, digits.tx)
         run = digits.learn(d, epochs=10, n=300)
         pretrained = digits.students(run.state)
         assert digits.score(distill.frozen(digits.small), pretrained)[0] > 0.7

@@ -59,7 +59,7 @@ def fit(net, of, variables, spec, epochs):
 @functools.cache
 def taught():
     spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
-    _, run = fit(teacher, distill.nobody, None, spec, 30)
+    _, run = fit(teacher, distill.no_teacher, None, spec, 30)
     return run.state.params["student"], run.state.state["student"]
 
 

@@ -32,7 +32,7 @@ class Course(NamedTuple):
       tx: the optimiser.
       batch_size: examples in a step.
       spec: the objective; by default the labels alone.
-      teacher: who teaches, `distill.nobody` by default.
+      teacher: who teaches, `distill.no_teacher` by default.
       teacher_variables: the teacher's.
     """
 
@@ -43,7 +43,7 @@ class Course(NamedTuple):
     tx: optax.GradientTransformation
     batch_size: int
     spec: distill.Spec = LABELS
-    teacher: distill.Teacher = distill.nobody
+    teacher: distill.Teacher = distill.no_teacher
     teacher_variables: Any = None
 
 

@@ -138,7 +138,7 @@ def course(net: Net, stage: Training, job: Job) -> Course:
 def _teacher(stage: Training, job: Job) -> tuple[distill.Teacher, Any]:
     name = getattr(stage, "teacher", "")
     if not name:
-        return distill.nobody, None
+        return distill.no_teacher, None
     held = job.models[name]
     return distill.frozen(held.net), (held.params, held.state)
 

@@ -71,7 +71,7 @@ def test_removal_after_training_is_the_masked_network():
     tx = prune.gradual(optax.adam(1e-2), plan, DROPPED, prune.cubic(0, 4))
     ce = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
     d = distill.distiller(
-        prune.from_variables(small.net, small.variables()), distill.nobody, ce, tx
+        prune.from_variables(small.net, small.variables()), distill.no_teacher, ce, tx
     )
     batch = small.VIEW(jax.random.key(0), resident)
     state = d.init(jax.random.key(0), None, batch)

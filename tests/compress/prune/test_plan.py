@@ -90,7 +90,7 @@ def test_a_whole_training_state_is_pruned_and_trains_on():
     x = jax.random.normal(jax.random.key(1), (8, 4, 4, 3))
     batch = {"image": x, "label": jnp.arange(8) % 5}
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
-    build = lambda net: distill.distiller(net, distill.nobody, labels_only, tx)
+    build = lambda net: distill.distiller(net, distill.no_teacher, labels_only, tx)
     d = build(NET)
     begin = lambda key: d.step(d.init(key, None, batch), None, batch)[0]
     state = jax.jit(begin)(jax.random.key(0))

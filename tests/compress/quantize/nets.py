@@ -83,7 +83,7 @@ def digits(split):
 
 def trained(net, variables, *, epochs, rate, seed=0):
     """The variables after some epochs on digits, by the ordinary procedure."""
-    fit = distill.distiller(net, distill.nobody, labels_only, optax.adam(rate))
+    fit = distill.distiller(net, distill.no_teacher, labels_only, optax.adam(rate))
     epoch = train.make_epoch(fit, view=view, batch_size=100)
     key, example = jax.random.key(seed), train.example(digits("train"), view)
     state = jax.jit(lambda key: fit.init(key, None, example))(key)

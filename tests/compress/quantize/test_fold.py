@@ -215,7 +215,7 @@ def test_taps_of_a_foreign_module_survive():
 def test_trains_in_the_ordinary_distiller():
     net, params, state = Q.fold(small, *made(small), SHAPE)
     spec = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
-    fit = distill.distiller(net, distill.nobody, spec, optax.sgd(0.1))
+    fit = distill.distiller(net, distill.no_teacher, spec, optax.sgd(0.1))
     batch = {"image": images(8), "label": np.arange(8) % 10}
     start = jax.jit(lambda key: fit.init(key, None, batch))(jax.random.key(0))
     end, metrics = jax.jit(fit.step)(start, None, batch)
