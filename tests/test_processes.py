@@ -21,8 +21,8 @@ from tests import processes_worker
 ROOT = pathlib.Path(__file__).parents[1]
 LIMIT = 300  # seconds after which a process that should have ended is killed
 
-# Known fault, to be mended: since the losses have more sums over a batch, a pair of CPU
-# processes sometimes waits for each other in a collective for ever.
+# Known fault, to be mended; its cause is not known. In the first epoch a pair of CPU
+# processes sometimes waits for ever, both for a result of the device.
 pytestmark = pytest.mark.skip(reason="two CPU processes sometimes hang in gloo")
 
 
