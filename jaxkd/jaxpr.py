@@ -41,12 +41,14 @@ class Step(NamedTuple):
       inputs: the numbers of the values that it reads.
       outputs: the numbers of the values that it computes.
       scope: path of the name scopes (in linen, the modules) that it was traced in.
+      function: name of the function of `jax.nn` that it is part of, or "".
     """
 
     equation: Any
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     scope: str
+    function: str
 
     @property
     def name(self) -> str:
@@ -108,8 +110,19 @@ def flatten(jaxpr: Any, opened: Opened | None = None) -> Program:
     """
     program = Program([], [], [], {}, [])
     program.inputs.extend(_new(program, v.aval) for v in _open(jaxpr).invars)
-    program.outputs.extend(_append(program, jaxpr, program.inputs, "", opened))
+    program.outputs.extend(_append(program, jaxpr, program.inputs, "", "", opened))
     return program
+
+
+def place(scope: str, step: Step) -> str:
+    """Return where a step is, for a reader: "Net/block", "Net/block/leaky_relu()".
+
+    Args:
+      scope: of the step, as the reader knows it.
+      step: of which the function of `jax.nn`, if it is part of one, is named.
+    """
+    named = step.function and step.function != step.name
+    return "/".join(filter(None, (scope, f"{step.function}()" * bool(named))))
 
 
 def needed(program: Program) -> list[Step]:
@@ -162,7 +175,7 @@ def run(
     return [known[i] for i in program.outputs]
 
 
-def _append(program, jaxpr, args, scope, opened) -> list[int]:
+def _append(program, jaxpr, args, scope, function, opened) -> list[int]:
     """Append the steps of a jaxpr; return the values of its results."""
     inner, consts = _open(jaxpr), getattr(jaxpr, "consts", ())
     numbers = dict(zip(inner.invars, args, strict=True))
@@ -179,10 +192,14 @@ def _append(program, jaxpr, args, scope, opened) -> list[int]:
         here = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
         called = _called(eqn, opened)
         if called is not None:
-            outputs = _append(program, called, inputs, here, opened)
+            name = eqn.params.get("name", "")
+            # Of what is jitted inside, e.g. `_where`, the user knows nothing.
+            inner_function = name if name in jax.nn.__dict__ else function
+            outputs = _append(program, called, inputs, here, inner_function, opened)
         else:
             outputs = [_new(program, v.aval) for v in eqn.outvars]
-            program.steps.append(Step(eqn, tuple(inputs), tuple(outputs), here))
+            step = Step(eqn, tuple(inputs), tuple(outputs), here, function)
+            program.steps.append(step)
         numbers.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in inner.outvars]
 

@@ -150,3 +150,16 @@ def test_no_other_module_lists_the_primitives_of_calls():
         if re.search("custom_vjp_call_jaxpr|closed_call", path.read_text())
     }
     assert listing == {"jaxpr.py"}
+
+
+def test_steps_know_the_function_of_jax_nn_that_they_are_part_of():
+    def f(x):
+        with jax.named_scope("block"):
+            return jnp.tanh(jax.jit(nn.leaky_relu)(x)) + jnp.where(x > 0, x, 2)
+
+    steps = jaxpr.trace(f, 1.0).steps
+    places = [jaxpr.place(step.scope, step) for step in steps]
+    # Neither the wrapper nor what is jitted inside; and tanh is tanh without its name.
+    inside = [place for place in places if place.endswith("()")]
+    assert set(inside) == {"block/leaky_relu()"} and len(inside) >= 3
+    assert "block" in places and {s.name for s in steps} >= {"tanh", "select_n"}

@@ -143,7 +143,8 @@ def _read(env: dict, variable: Any) -> Value:
 def _emitted(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     """The results of one equation, by its rule."""
     name = equation.primitive.name
-    where = graph.scope[0] = str(equation.source_info.name_stack) or "f"
+    scope = graph.scope[0] = str(equation.source_info.name_stack) or "f"
+    where = census.place(f"{scope}/{name}")
     if name not in RULES:
         raise NotImplementedError(
             f"no ONNX operation is written for {name!r}, used in {where}; there are "

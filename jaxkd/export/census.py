@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxkd.compress.quantize.graph import SCOPE
+
 PRODUCTS = ("conv_general_dilated", "dot_general")
 FAKE_QUANT = "quant.fake_quant"
 # What hands on the values it is given, so that they stay on their grid.
@@ -118,16 +120,22 @@ def check(path: str, wanted: Wanted, ops: Operations, allowed: Any = ()) -> None
         operations and their places.
     """
     products = sum(ops.integer[name] for name in ops.integer if is_product(name))
-    left = {name: at for name, at in ops.places.items() if name not in allowed}
+    accepted = () if allowed == "any" else allowed
+    left = {name: at for name, at in ops.places.items() if name not in accepted}
     everything = wanted.integer and not wanted.real and not wanted.weight_only
     if allowed == "any" or (products >= wanted.integer and not (everything and left)):
         return
+    if products < wanted.integer:
+        accept, left = 'float_ops="any"', ops.places
+    else:
+        accept = f'float_ops="any", or these: float_ops={sorted({*accepted, *left})}'
     raise ValueError(
         f"{path} was not written: of {wanted.integer} quantized products {products} "
         f"became integer, and in float are {listed(left) or 'none'}. To accept them, "
-        f'pass float_ops="any", or these: float_ops={sorted(left)}. For a file of '
-        "integers alone, use operations that have integer kernels (relu, relu6, "
-        "hard_swish, sigmoid, sums, means, concatenations) in their places"
+        f"pass {accept}. For a file of integers alone, use operations that have "
+        "integer kernels (relu, relu6, hard_swish, sigmoid, sums, means, "
+        "concatenations) in their places; one of these is in float itself only if it "
+        "reads the result of another that is"
     )
 
 
@@ -149,13 +157,24 @@ def listed(places: dict[str, list[str]]) -> str:
 def place(scope: str) -> str:
     """The module of a name scope, e.g. of a tensor's name in a file.
 
+    It is the class of the network where no module inside it is named, and "the network
+    itself" where that is a function. Of several scopes it is the one furthest inside.
+
     >>> place("jit(g)/Net/block/conv/add"), place("Net/dot_general1"), place("f")
-    ('block/conv', 'the network itself', 'the network itself')
+    ('block/conv', 'Net', 'the network itself')
+    >>> place("Net/add;Net/block/elu()/exp"), place("Net/elu()/exp")
+    ('block/elu()', 'Net/elu()')
     """
-    parts = [p for p in scope.split(";")[0].split("/") if p]
-    if parts and parts[0].startswith("jit("):
-        parts = parts[1:]
-    return "/".join(parts[1:-1]) or "the network itself"
+    found: list[str] = []
+    for each in scope.split(";"):
+        *path, _ = [p for p in each.split("/") if p and not p.startswith("jit(")] or [
+            ""
+        ]
+        found = max(found, path, key=len)
+    modules = [p for p in found[1:] if not p.endswith("()")]
+    if found[:1] == [SCOPE]:
+        found = found[1:]
+    return "/".join(found[1:] if modules else found) or "the network itself"
 
 
 def check_finite(closed: Any) -> None:

@@ -83,15 +83,18 @@ def judge(
             f"{path} was not written: run by its own runtime, the file differs from "
             f"the network by {difference:.3g}, that is {found:.3g} {unit} (largest "
             f"output {largest:.3g}); at most {most:g} {unit} is accepted. Try another "
-            "format, or export parts of the network to find the layer; if the "
-            f"difference is acceptable to you, pass {knob}={_above(found)}"
+            "format, or export parts of the network to find the layer"
+            f"{_accepting(knob, found)}"
         )
     return Verdict(difference, found if quantized else None)
 
 
-def _above(found: float) -> str:
-    """A limit that would pass, of two digits."""
-    return f"{1.05 * found:.2g}" if np.isfinite(found) else "..."
+def _accepting(knob: str, found: float) -> str:
+    """How to pass a limit that would be met; no limit meets what is not finite."""
+    if not np.isfinite(found):
+        return ""
+    limit = f"{1.05 * found:.2g}"
+    return f"; if the difference is acceptable to you, pass {knob}={limit}"
 
 
 def reference(f: Callable, batch: int | None) -> Callable[[np.ndarray], np.ndarray]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jax import lax
 
-from jaxkd.export import fold
+from jaxkd.export import census, fold
 from jaxkd.export.channels import value, within
 
 MOST_STEPS = 1024
@@ -33,9 +33,10 @@ def unrolled(
     """
     length, at = params["length"], params["num_consts"]
     if length > MOST_STEPS:
+        where = census.place(f"{scope}/scan")
         raise NotImplementedError(
-            f"a loop of {length} steps in {scope or 'f'}: at most {MOST_STEPS} are "
-            "written out; export it as stablehlo, which has loops"
+            f"a loop of {length} steps in {where}: at most {MOST_STEPS} are written "
+            "out; export it as stablehlo, which has loops"
         )
     consts, rest = values[:at], [value(v) for v in values[at:]]
     carry, along = rest[: params["num_carry"]], rest[params["num_carry"] :]

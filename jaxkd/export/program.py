@@ -19,6 +19,7 @@ from jaxkd import _check, jaxpr
 from jaxkd.export import fold, operands, tiles, views
 from jaxkd.export.channels import Widened, channelwise, value, within
 from jaxkd.export.loops import unrolled
+from jaxkd.models.net import naming_images
 
 Function = Callable[[Array], Array]
 NOTHING = ("stop_gradient", "copy", "copy_p", "name", "optimization_barrier")
@@ -78,12 +79,15 @@ def trace(
       exact: see `plain`.
 
     Raises:
-      ValueError: if `f` cannot take any number of images and `batch` is None, or does
-        not return one array `[batch, ...]`.
+      ValueError: if `f` does not take images of this shape, if it cannot take any
+        number of images and `batch` is None, or if it does not return one array
+        `[batch, ...]`.
     """
     x = image(image_shape, batch)
     try:
-        closed = jax.make_jaxpr(plain(f, target=target, exact=exact))(x)
+        one = jax.ShapeDtypeStruct((batch or 1, *x.shape[1:]), x.dtype)
+        with naming_images(f, one):
+            closed = jax.make_jaxpr(plain(f, target=target, exact=exact))(x)
     except Exception as error:
         symbolic = "_DimExpr" in str(error) or "symbolic dim" in str(error).lower()
         if batch is None and (symbolic or "Inconclusive" in type(error).__name__):
@@ -145,7 +149,7 @@ def _run(program: jaxpr.Program, args: Sequence[Any], seen: _Seen, scope: str) -
     known = {i: fold.constant(constants[i]) for i in uses if i in constants}
     known |= {i: once(i, arg) for i, arg in zip(program.inputs, args, strict=True)}
     for step in steps:
-        here = f"{scope}/{step.scope}" if scope and step.scope else scope or step.scope
+        here = jaxpr.place("/".join(filter(None, (scope, step.scope))), step)
         outs = _step(step, [known[i] for i in step.inputs], seen, here)
         for i, out in zip(step.outputs, outs, strict=True):
             known[i] = once(i, out)

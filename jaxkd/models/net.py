@@ -1,7 +1,8 @@
 """`Net`: a network as a pair of pure functions, wherever its layers are from."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import flax.errors
@@ -45,6 +46,34 @@ def from_linen(module: nn.Module) -> Net:
       returns something else, or needs a `key` and has none.
     """
     return _net(module, _mode(module), lambda out, _: outputs_of(out))
+
+
+@contextmanager
+def naming_images(f: Callable[..., Any], *args: Any) -> Iterator[None]:
+    """Name the images where a block fails because the network cannot take them.
+
+    Libraries of layers say instead which of their parameters has another shape.
+
+    Args:
+      f: the network as a function.
+      *args: its arguments or their shapes, of which the last are the images.
+
+    Raises:
+      ValueError: with their shape, and what the network says.
+    """
+    try:
+        yield
+    except Exception:
+        try:
+            jax.eval_shape(f, *args)
+        except Exception as error:  # each library has its own
+            said = str(error).partition("\n")[0]
+            raise ValueError(
+                f"the network does not take images {list(args[-1].shape)}, of which "
+                "the first axis is the batch: give image_shape, or inputs, of the "
+                f"shape that it was initialised with; it says: {said}"
+            ) from error
+        raise
 
 
 def _mode(module: nn.Module) -> Callable[[bool], Mapping[str, Any]]:

@@ -354,6 +354,10 @@ def test_a_file_that_computes_something_else_is_not_left(
         run, notes = opened(*args)
         return lambda images: run(images) + 0.1, notes
 
+    def broken(*args):
+        run, notes = opened(*args)
+        return lambda images: run(images) * np.nan, notes
+
     monkeypatch.setattr(module, "runner", wrong)
     toy = export.function(nets.float_net())
     for how in ({}, {"tolerance": 0.01}):
@@ -361,6 +365,10 @@ def test_a_file_that_computes_something_else_is_not_left(
             write(*toy, path, image_shape=nets.SHAPE, **how)
     with pytest.raises(ValueError, match=r"differs .* steps .*pass steps="):
         write(*made, path, inputs=x, batch=1)
+    monkeypatch.setattr(module, "runner", broken)
+    with pytest.raises(ValueError, match="differs .* by nan.* find the layer$"):
+        write(*toy, path, image_shape=nets.SHAPE)  # no tolerance would help
+    monkeypatch.setattr(module, "runner", wrong)
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     report = write(*made, path, inputs=x, batch=1, steps=50)

@@ -1,11 +1,13 @@
 """Networks that were not made for this library, as files: right, or refused by name."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from jaxkd import export
 from jaxkd.compress import quantize
+from jaxkd.models import from_linen
 from tests.compress import foreign
 
 pytest.importorskip("onnxruntime")
@@ -122,3 +124,29 @@ def test_what_its_runtime_does_not_open_is_not_written(name, tmp_path):
     for write in (export.onnx, export.stablehlo):
         how = {"inputs": x, "batch": 4, "float_ops": "any"}
         assert write(*made, tmp_path / "a", **how).steps <= 5
+
+
+def test_activations_without_integer_kernels_are_named(tmp_path):
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.leaky_relu(nn.Conv(4, (1, 1))(x))
+
+    class Small(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(3)(nn.elu(Block(name="block")(x).mean((1, 2))))
+
+    x = np.random.default_rng(0).normal(size=(4, 2, 2, 3)).astype(np.float32)
+    net = from_linen(Small())
+    made = (net, *jax.jit(net.init)(jax.random.key(0), x))
+    net, params, state = quantize.quantized(*made, quantize.Quantization(), (2, 2, 3))
+    made = (net, params, quantize.calibrate(net, params, state, [x]))
+    for format, compare in {
+        "tflite": "GREATER_EQUAL",
+        "onnx": "GreaterOrEqual",
+    }.items():
+        # The second is not in a module of its own: its network's class is there.
+        match = rf"{compare} \(in block/leaky_relu\(\)\), .*\(in Small/elu\(\)\)"
+        with pytest.raises(ValueError, match=match):
+            getattr(export, format)(*made, tmp_path / "a", inputs=x, batch=4)

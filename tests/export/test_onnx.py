@@ -267,6 +267,13 @@ def test_what_stays_float_is_an_error_that_lists_it(tmp_path):
         float_ops=("Tanh", "GlobalAveragePool"),
     )
     assert report.float_ops["Tanh"] == 1
+    with pytest.raises(ValueError, match=r"float_ops=\['GlobalAveragePool', 'Tanh'\]"):
+        export.onnx(
+            *export.function(f),
+            tmp_path / "c.onnx",
+            image_shape=nets.SHAPE,
+            float_ops=("Tanh",),
+        )
     (tmp_path / "b.onnx").unlink()
     assert path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
     f = nets.int8_net(skip=("stem",))  # a layer left alone, on purpose

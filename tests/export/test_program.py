@@ -162,6 +162,10 @@ def test_marks_survive_and_are_counted():
 def test_what_cannot_be_traced_says_what_to_do():
     with pytest.raises(ValueError, match="pass batch=1"):
         program.trace(lambda x: x.reshape(len(x), -1), nets.SHAPE, None)
+    with pytest.raises(
+        ValueError, match=r"does not take images \[1, 8, 8, 4\], .* says"
+    ):
+        program.trace(nets.float_net(), (8, 8, 4), None)
     with pytest.raises(ValueError, match="must return logits"):
         program.trace(lambda x: (x, x), nets.SHAPE, 1)
     with pytest.raises(ValueError, match=r"must return logits \[batch"):

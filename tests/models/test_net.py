@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkd.models import from_foreign, from_linen, mlp
+from jaxkd.models.net import naming_images
 from jaxkd.types import Outputs
 
 KEY = jax.random.key(0)
@@ -224,3 +225,17 @@ def test_a_module_of_ours_is_called_with_train():
     for train in (True, False):
         out, _ = net.apply(params, state, jnp.ones((1, 2)), train=train)
         assert out.tap("train") == train
+
+
+@pytest.mark.bad_input
+def test_images_that_a_network_cannot_take_are_named():
+    net = mlp([8], classes=3)
+    params, state = net.init(KEY, jnp.ones((1, 2, 2, 1)))
+    f = lambda p, x: net.apply(p, state, x, train=False)[0].logits
+    wrong, right = (jax.ShapeDtypeStruct((1, n, 2, 1), "float32") for n in (3, 2))
+    match = r"does not take images \[1, 3, 2, 1\].* says: .*hidden1"
+    with pytest.raises(ValueError, match=match), naming_images(f, params, wrong):
+        jax.eval_shape(f, params, wrong)
+    # What else goes wrong in the block stays what it is.
+    with pytest.raises(KeyError, match="mine"), naming_images(f, params, right):
+        raise KeyError("mine")

@@ -17,6 +17,7 @@ from jaxkd.compress.prune.trace.interpreter import interpret
 from jaxkd.compress.prune.trace.labels import Ledger, Value, constant, variable
 from jaxkd.compress.prune.trace.lengths import products, sizes
 from jaxkd.compress.prune.trace.sums import WINDOW
+from jaxkd.models.net import naming_images
 
 Patterns = str | Iterable[str] | None
 FREE = "nothing is tied to it: this program does not use it"
@@ -107,6 +108,9 @@ def analyse_net(
     Returns:
       The plan, whose costs are those of one image.
 
+    Raises:
+      ValueError: as `analyse`, or if the network does not take such an image.
+
     Example:
       >>> from jaxkd.models import mlp
       >>> net = mlp([4], classes=3)
@@ -118,7 +122,9 @@ def analyse_net(
       (28, 14)
     """
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return analyse(logits_of(net), {"params": params, "state": state}, x, **how)
+    variables = {"params": params, "state": state}
+    with naming_images(logits_of(net), variables, x):
+        return analyse(logits_of(net), variables, x, **how)
 
 
 def logits_of(net: Any) -> Callable[[Any, Any], Any]:

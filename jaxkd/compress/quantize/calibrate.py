@@ -39,8 +39,8 @@ def calibrate(
       The state; with dynamic ranges, or none, it is the given one.
 
     Raises:
-      ValueError: if there is no batch, or if a variable, an image or a range is not
-        finite.
+      ValueError: if there is no batch, if the network does not take images of their
+        shape, or if a variable, an image or a range is not finite.
     """
     finite.check_variables(params, {k: v for k, v in state.items() if k != RANGES})
     if not state.get(RANGES):
@@ -97,7 +97,8 @@ def bias_correction(
       The parameters.
 
     Raises:
-      ValueError: if there is no batch, or if an image is not finite.
+      ValueError: if there is no batch, if the network does not take images of their
+        shape, or if an image is not finite.
 
     References:
       M. Nagel, M. van Baalen, T. Blankevoort, M. Welling. Data-Free Quantization

@@ -128,9 +128,12 @@ def check_ready(params: Params, state: State, config: Quantization) -> None:
     unseen = [k for k, memory in state[RANGES].items() if not int(memory["count"])]
     if unseen:
         names = ", ".join(unseen[:5]) + (" ..." if len(unseen) > 5 else "")
+        first = "train the network or calibrate() it first"
+        if len(unseen) < len(state[RANGES]):
+            first = "calibrate() it: training does not see what only inference computes"
         raise ValueError(
             f"{len(unseen)} of {len(state[RANGES])} static ranges were never measured "
-            f"({names}); train the network or calibrate() it first"
+            f"({names}); {first}"
         )
 
 

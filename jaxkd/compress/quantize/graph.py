@@ -27,6 +27,8 @@ class Op(NamedTuple):
       inputs: which values it reads.
       outputs: which values it makes.
       scope: path of the module that it belongs to.
+      place: the same for a reader: with the class of the network before it, and with
+        the function of `jax.nn` that it is part of behind it, "Net/block/elu()".
     """
 
     kind: str
@@ -34,6 +36,7 @@ class Op(NamedTuple):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     scope: str
+    place: str
 
 
 class Graph(NamedTuple):
@@ -83,10 +86,7 @@ def trace(f: Callable[..., Any], *args: Any, whole: bool = False) -> Graph:
     closed, shapes = jax.make_jaxpr(named, return_shape=True)(*args)
     leaves = jax.tree_util.tree_leaves_with_path(args)
     program = jaxpr.flatten(closed, lambda name, body: _opened(name, body, whole))
-    ops = [
-        Op(_kind(program, s), s.equation, s.inputs, s.outputs, _module(s.scope))
-        for s in program.steps
-    ]
+    ops = [_op(program, step) for step in program.steps]
     return Graph(
         ops,
         program.inputs,
@@ -98,11 +98,13 @@ def trace(f: Callable[..., Any], *args: Any, whole: bool = False) -> Graph:
     )
 
 
-def _module(scope: str) -> str:
-    """The path of the module, without what is outside it and its own class's name."""
-    inside = scope.split("/")
+def _op(program: jaxpr.Program, step: jaxpr.Step) -> Op:
+    inside = step.scope.split("/")
     inside = inside[inside.index(SCOPE) + 1 :] if SCOPE in inside else inside
-    return "/".join(inside[1:])
+    scope = "/".join(inside[1:])  # without the class of the network
+    place = jaxpr.place("/".join(inside) or SCOPE, step)
+    kind = _kind(program, step)
+    return Op(kind, step.equation, step.inputs, step.outputs, scope, place)
 
 
 def _opened(name: str, body: jaxpr.Program, whole: bool) -> bool:
@@ -129,6 +131,17 @@ def equations(jaxpr: Any) -> Iterator[Any]:
                 inner = getattr(item, "jaxpr", item)
                 if hasattr(inner, "eqns"):
                     yield from equations(inner)
+
+
+def layers_inside(op: Op) -> set[str]:
+    """The convolutions and products in the bodies of a loop, "KIND of MODULE"."""
+    found, programs = set(), jaxpr.bodies(jaxpr.Step(op.equation, (), (), "", ""))
+    while programs:
+        for step in programs.pop().steps:
+            programs += jaxpr.bodies(step)
+            if step.name in LINEAR:
+                found.add(f"{step.name}{f' of {step.scope!r}' if step.scope else ''}")
+    return found
 
 
 MOVES = {

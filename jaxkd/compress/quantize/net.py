@@ -1,5 +1,7 @@
 """A network that trains and predicts as it will once it is quantized."""
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,12 +13,12 @@ from jaxkd import _tree
 from jaxkd.compress.quantize import finite, ranges
 from jaxkd.compress.quantize.config import Quantization, bits_of, check_patterns
 from jaxkd.compress.quantize.fake import fake_quant, lsq, lsq_start, weight_grid
-from jaxkd.compress.quantize.graph import LINEAR, Graph, equations, trace
+from jaxkd.compress.quantize.graph import Graph, layers_inside, trace
 from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.names import key
 from jaxkd.compress.quantize.plan import Plan, Point, plan
 from jaxkd.compress.quantize.run import Arithmetic, Tensor, run
-from jaxkd.models.net import Net
+from jaxkd.models.net import Net, naming_images
 from jaxkd.types import Params, State
 
 RANGES, STEPS = "ranges", "steps"  # where the state and the parameters hold theirs
@@ -76,14 +78,17 @@ def quantized(
       The quantized network, its parameters and its state, with empty ranges.
 
     Raises:
-      ValueError: if the network has BatchNorm statistics or no layer to quantize, if a
-        layer lies in a loop that the configuration does not leave in floats, if a
-        pattern of the configuration fits no layer, or if a variable is not finite.
+      ValueError: if the network does not take images of this shape, if it has
+        BatchNorm statistics or no layer to quantize, if a layer lies in a loop that the
+        configuration does not leave in floats, if a pattern of the configuration fits
+        no layer, or if a variable is not finite.
     """
     _no_statistics(state)
     finite.check_variables(params, state)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    graph, wanted = _planned(net, params, state, image, None, config, train=False)
+    call = lambda p, s, x: net.apply(p, s, x, train=False)
+    with naming_images(call, params, state, image):
+        graph, wanted = _planned(net, params, state, image, None, config, train=False)
     loops = _loops(graph)
     check_patterns(config, [*wanted.layers, *loops])
     _no_layers_in_loops(loops, config)
@@ -118,7 +123,8 @@ def quantized(
         params, state = dict(params), dict(state)
         held = state.pop(RANGES, {})
         steps = params.pop(STEPS, {})
-        graph, here = _planned(net, params, state, x, key, config, train=train)
+        with _images_as_at_first(x, image_shape):
+            graph, here = _planned(net, params, state, x, key, config, train=train)
         context = Context(config, steps, held, {}, train, here)
         # Only what inference has: dropout's values exist nowhere else.
         known = {v: points[p.name] for v, p in here.points.items() if p.name in points}
@@ -128,6 +134,30 @@ def quantized(
         return outputs, {**state, RANGES: {**held, **context.moved}}
 
     return Net(init, apply), *extended(params, state)
+
+
+@contextlib.contextmanager
+def _images_as_at_first(x: Any, image_shape: tuple[int, ...]) -> Iterator[None]:
+    """Say which images the network was quantized for, where it cannot take others.
+
+    A network of convolutions may take images of another size.
+
+    Raises:
+      ValueError: with the shapes.
+    """
+    shape = tuple(getattr(x, "shape", ()))
+    message = (
+        f"images must be [batch, {', '.join(map(str, image_shape))}], as image_shape "
+        f"was given to quantized, got {list(shape)}"
+    )
+    if len(shape) != len(image_shape) + 1:
+        raise ValueError(message)
+    try:
+        yield
+    except Exception as error:  # each library has its own
+        if shape[1:] == tuple(image_shape):
+            raise
+        raise ValueError(message) from error
 
 
 def _planned(
@@ -170,17 +200,11 @@ def _loops(graph: Graph) -> dict[str, str]:
     """The paths of the loops that hold layers, and in words what they hold."""
     found: dict[str, str] = {}
     for op in graph.ops:
-        if op.kind in ("scan", "while", "cond"):
-            inner = {
-                e.primitive.name
-                for value in op.equation.params.values()
-                for item in (value if isinstance(value, tuple | list) else (value,))
-                if hasattr(item, "jaxpr")
-                for e in equations(item.jaxpr)
-            }
-            if LINEAR & inner:
-                path = op.scope or op.kind
-                found[path] = f"a {op.kind} at {path!r} holds {sorted(LINEAR & inner)}"
+        if op.kind in ("scan", "while", "cond") and (inner := layers_inside(op)):
+            path = op.scope or op.kind
+            some, more = sorted(inner)[:3], f" and {len(inner) - 3} more"
+            listed = ", ".join(some) + more * (len(inner) > 3)
+            found[path] = f"a {op.kind} at {path!r} holds {listed}"
     return found
 
 
@@ -191,6 +215,7 @@ def _no_layers_in_loops(loops: dict[str, str], config: Quantization) -> None:
             raise ValueError(
                 f"{held}: layers in a loop cannot be quantized; write the loop out, or "
                 f"leave it in floats with layers={{{path!r}: FLOAT}}"
+                f"{', before the patterns that also fit' * bool(config.layers)}"
             )
 
 

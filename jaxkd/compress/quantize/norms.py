@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jaxkd.compress.quantize import kernels
 from jaxkd.compress.quantize.graph import LINEAR, Graph, equations, trace
 from jaxkd.models.interception import arguments
-from jaxkd.models.net import Net
+from jaxkd.models.net import Net, naming_images
 from jaxkd.types import Params, State
 
 MARK = "fold:"  # names values of layers while the network is traced
@@ -44,10 +44,9 @@ def batch_norms(
     modules: dict[str, nn.BatchNorm] = {}
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with _marked(modules):
-        graph = trace(
-            lambda p, s, x: net.apply(p, s, x, train=False), params, state, image,
-            whole=True,
-        )  # fmt: skip
+        call = lambda p, s, x: net.apply(p, s, x, train=False)
+        with naming_images(call, params, state, image):
+            graph = trace(call, params, state, image, whole=True)
     marks = _marks(graph)
     plain = _plain(graph, marks)
     pairs = [(a if a in plain else None, b) for a, b in _pairs(graph, marks)]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxkd.compress.quantize.fake import Grid
-from jaxkd.compress.quantize.graph import SCOPE, Graph, Op, evaluate
+from jaxkd.compress.quantize.graph import Graph, Op, evaluate
 from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.plan import Plan, Point
 
@@ -102,7 +102,7 @@ def run(graph: Graph, plan: Plan, args: list[Any], arithmetic: Arithmetic) -> An
         if fixed[i]:
             continue
         tensors = [values[n] for n in op.inputs]
-        with jax.named_scope(f"{SCOPE}/{op.scope}"):  # where an exporter says it is
+        with jax.named_scope(op.place):  # where an exporter says it is
             if i in plan.linear:
                 results = [_linear(op, i, plan, values, arithmetic)]
             else:

@@ -150,6 +150,10 @@ def test_ranges_never_measured_are_named(folded):
             use(net, params, state, config)
         with pytest.raises(ValueError, match="state has no ranges"):
             use(net, params, {}, config)
+    state["ranges"]["add"]["count"] += 1  # as after training
+    match = r"8 of 9 static .*; calibrate\(\) it: training does not see"
+    with pytest.raises(ValueError, match=match):
+        Q.deployed(net, params, state, config)
 
 
 def test_dead_channels_and_constant_tensors_are_exact(folded):

@@ -1,3 +1,5 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -145,6 +147,25 @@ def test_refused(folded):
 
 
 @pytest.mark.bad_input
+def test_images_of_another_shape_are_named(folded):
+    _, (net, params, state) = quantized(folded)
+    wanted = r"images must be \[batch, 8, 8, 1\], .* got "
+    for x in (np.ones((2, 8, 8, 3)), np.ones((8, 8, 1)), [1.0]):
+        shape = list(np.shape(x)) if isinstance(x, np.ndarray) else []
+        with pytest.raises(ValueError, match=wanted + re.escape(str(shape))):
+            Q.calibrate(net, params, state, [x])
+    with pytest.raises(ValueError, match=wanted):
+        Q.bias_correction(net, params, state, [np.ones((2, 8, 8, 3))])
+    match = r"does not take images \[1, 8, 8, 3\]"
+    with pytest.raises(ValueError, match=match):
+        Q.quantized(*folded, Q.Quantization(), (8, 8, 3))
+    with pytest.raises(ValueError, match=match):
+        Q.fold(small, *made(small), (8, 8, 3))
+    # Convolutions and a mean take images of any size.
+    Q.calibrate(net, params, state, [np.ones((2, 6, 6, 1), np.float32)])
+
+
+@pytest.mark.bad_input
 def test_layers_in_a_loop_are_refused():
     class Cell(nn.Module):
         @nn.compact
@@ -161,8 +182,14 @@ def test_layers_in_a_loop_are_refused():
 
     net = from_linen(Loop())
     variables = jax.jit(net.init)(jax.random.key(0), images())
-    with pytest.raises(ValueError, match=r"a scan at .* holds \['dot_general'\]"):
+    match = "a scan at 'scan' holds dot_general of 'cells/Dense_0'"
+    match += ".*layers={'scan': FLOAT}"
+    with pytest.raises(ValueError, match=match + "$"):
         Q.quantized(net, *variables, Q.Quantization(), SHAPE)
+    # It says what is wrong with the remedy that was taken.
+    taken = {"*": Q.Bits(), "scan": Q.FLOAT}
+    with pytest.raises(ValueError, match=f"{match}, before the patterns"):
+        Q.quantized(net, *variables, Q.Quantization(layers=taken), SHAPE)
 
 
 def test_trains_in_the_distiller_with_taps_and_a_teacher(folded):
