@@ -162,14 +162,16 @@ positives = _range("finite and > 0", lambda v: v > 0, axes=1)
 closed_unit = _range("in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
 
-def whole(least: int) -> Range:
-    """A Python integer of at least `least`."""
+def whole(least: int, most: int | None = None) -> Range:
+    """A Python integer of at least `least`, and at most `most` if that is given."""
 
     def check(name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise ValueError(f"{name} must be an integer, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be >= {least}, got {value}")
+        if most is not None and value > most:
+            raise ValueError(f"{name} must be <= {most}, got {value}")
 
     return check
 

@@ -18,7 +18,9 @@ def _attention(
 
 
 @compiled(
-    static=("p", "variant"), p=_check.whole(1), variant=_check.one_of("code", "paper")
+    static=("p", "variant"),
+    p=_check.whole(1, 32),
+    variant=_check.one_of("code", "paper"),
 )
 def at(
     student_features: Float[Array, "batch *student_space student_channels"],
@@ -42,7 +44,7 @@ def at(
     Args:
       student_features: the student's map; any number of channels.
       teacher_features: the teacher's map; any number of channels.
-      p: >= 1; larger weighs the strongest channels more.
+      p: 1 to 32; larger weighs the strongest channels more.
       variant: "code", what the authors released and the usual weight of 1000 belongs
         to, or "paper", the formula of the article.
       where: true for the examples to use; the others get loss 0 and no gradient.

@@ -19,7 +19,7 @@ from jaxkd.pipeline.parts import NAME, Losses, Ramp, Weight
 Knobs = dict[str, Any]
 OWN = ("loss", "weight")
 MOST = 10**6  # of a knob that is a whole number: it may be an axis, or counts a loop
-SIZE = 1e-6, 1e6  # of a knob that is another number, if it is not 0
+SIZE = 1e-6, 1e6  # of a knob that is another number, if it is not 0; none is negative
 TEMPERATURE = 1e-3, 1e4
 NOT_HERE = ("where", "class_mask", "adapter", "index", "labels", "weights")
 
@@ -188,7 +188,7 @@ def _check_knobs(kind: Kind, knobs: Knobs, here: str) -> None:
 PAIRS = 'a tap, a list of taps, or a table {student tap = "teacher tap"}'
 LAYERS = 'a list of pairs of taps, [["stem", "stage1"], ...]'
 WHOLE = f"a whole number >= 1 and <= {MOST}"
-NUMBER = f"a number that is 0 or {SIZE[0]:g} to {SIZE[1]:g} in size"
+NUMBER = f"a number that is 0 or {SIZE[0]:g} to {SIZE[1]:g}"
 WARMTH = f"a number >= {TEMPERATURE[0]:g} and <= {TEMPERATURE[1]:g}"
 
 
@@ -222,7 +222,7 @@ def _fits(value: Any, wanted: str) -> bool:
     fits = {
         "true or false": isinstance(value, bool),
         "text": isinstance(value, str),
-        NUMBER: number and (value == 0 or SIZE[0] <= abs(value) <= SIZE[1]),
+        NUMBER: number and (value == 0 or SIZE[0] <= value <= SIZE[1]),
         WARMTH: number and TEMPERATURE[0] <= value <= TEMPERATURE[1],
         WHOLE: number and isinstance(value, int) and 1 <= value <= MOST,
         PAIRS: isinstance(value, str)

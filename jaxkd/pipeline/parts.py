@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 Patterns = tuple[str, ...]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}\Z"  # what may be the name of a file
-Weight = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Weight = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 def whole(text: str, low: int, high: int) -> Meta:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxkd import checkpoint, store
 from jaxkd.pipeline import (
     directory,
+    limits,
     loading,
     measuring,
     networks,
@@ -44,6 +45,7 @@ def rehearse(config: Config, world: World) -> None:
     Raises:
       ValueError: naming the stage that cannot work.
     """
+    limits.check(config, world)
     models = loading.models(config, world)
     with tempfile.TemporaryDirectory() as nowhere:
         for place, stage in enumerate(config.stages):

@@ -69,6 +69,30 @@ WRONG = {
     "stages.distill.losses.kd.weight=inf": "losses.kd.weight: must be a finite number",
     "models.teacher.widths=[65536, 65536, 65536]": "needs at least",
     "stages.export.batch=100000": "needs at least",
+    "stages.distill.losses.kd.weight=-1": (
+        "losses.kd: weight: must be a number >= 0 and <= 1000000, got -1"
+    ),
+    "stages.distill.losses={ce={}, kd={weight={start=1, end=-1}}}": "weight.end: must",
+    "stages.distill.losses={ce={}, kd={weight={first=1, last=2}}}": (
+        "stages.1 (distill): losses.kd.weight.first: must be less than the 1 epochs"
+    ),
+    'stages.distill.losses={ce={}, ab={pairs="stage1", margin=-1}}': (
+        "ab.margin: must be a number that is 0 or 1e-06 to 1e+06, got -1"
+    ),
+    'stages.distill.losses={ce={}, cc={pairs="stage1", order=1_000_000}}': (
+        "order must be <= 34, got 1000000"
+    ),
+    "data.augment.cutout=9": (
+        "data.augment.cutout: must be at most 8 for images of 8 pixels, got 9"
+    ),
+    "data.augment.crop=8": "data.augment.crop: must be at most 7 for images of 8",
+    "stages.0.schedule.warmup=1.5": (
+        "stages.0 (train): schedule.warmup: must be at most the 1 epochs of the stage"
+    ),
+    "stages.0.batch_size=101": (
+        "stages.0 (train): batch_size: 101 is more than the 100 training images"
+    ),
+    "stages.prune.round_to=1000": "(prune): round_to: must be at most 8, the channels",
 }
 
 

@@ -120,6 +120,12 @@ def _plan(stage: Prune, held: Held, job: Job) -> tuple[prune.Plan, prune.Target]
     )
     if not plan.groups:
         raise ValueError(f"{stage.model!r} has no channels that can be removed")
+    widest = max(len(group.units) * group.each for group in plan.groups)
+    if stage.round_to > widest:
+        raise ValueError(
+            f"round_to: must be at most {widest}, the channels of the widest layers "
+            f"that can be pruned, got {stage.round_to}"
+        )
     left = 1 - stage.ratio
     target = prune.target(plan, stage.cost, fraction=left, round_to=stage.round_to)
     return plan, target

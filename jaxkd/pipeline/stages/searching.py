@@ -102,12 +102,6 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
 
     def rehearse(self, job: Job) -> Held:
         """Find whether the limit can be met; trace the cheapest one's training."""
-        images = len(job.world.train.labels)
-        if self.batch_size > images:
-            raise ValueError(
-                f"batch_size: {self.batch_size} is more than the {images} training "
-                "images"
-            )
         space, limit, _ = _search(self, job)
         net = space.net(search.within(limit, limit.cheapest, space.sizes))
         course = _course(self, job)

@@ -109,18 +109,8 @@ def start_of(held: Held) -> Variables | None:
 
 
 def course(net: Net, stage: Training, job: Job) -> Course:
-    """Sets a training up.
-
-    Raises:
-      ValueError: if the batch is larger than the data.
-    """
-    examples = len(job.world.train.labels)
-    if stage.batch_size > examples:
-        raise ValueError(
-            f"batch_size: {stage.batch_size} is more than the {examples} training "
-            "images"
-        )
-    steps = examples // stage.batch_size
+    """Sets a training up."""
+    steps = len(job.world.train.labels) // stage.batch_size
     teacher, teacher_variables = _teacher(stage, job)
     spec, tx = stage.objective(job, steps), optimizing.of(stage, steps)
 
