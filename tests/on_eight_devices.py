@@ -153,19 +153,27 @@ def learner(net, spec, tx=None):
     return distill.distiller(net, distill.frozen(cases.teacher), spec, tx)
 
 
-def train_terms():
-    """Every term that the battery has, and those that it has elsewhere."""
-    variables = wide(cases.teacher_variables())
-    images = cases.images(BATCH)["image"]
+def with_every_term(variables):
+    """A student, and every term that the battery has and those that it lacks."""
     net, simkd = terms.simkd(
-        cases.student, cases.teacher, variables, images, pair="stage3"
+        cases.student,
+        cases.teacher,
+        variables,
+        cases.images(BATCH)["image"],
+        pair="stage3",
     )
-    every = cases.all_terms() | {
+    return net, cases.all_terms() | {
         "ctkd": terms.ctkd(ramp=5),
         "simkd": simkd,
         "paraphraser": terms.paraphraser("stage3"),
         "ce": distill.on_labels(losses.cross_entropy),
     }
+
+
+def train_terms():
+    """Every term."""
+    variables = wide(cases.teacher_variables())
+    net, every = with_every_term(variables)
     d = learner(noisy(net), {name: (1e-2, term) for name, term in every.items()})
     state = start(d, variables)
     return {

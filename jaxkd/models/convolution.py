@@ -4,11 +4,13 @@ XLA:CPU has a fast kernel for a convolution in its plain form: channels last, st
 over a dense input, a window of a few pixels. The gradients that JAX derives are
 convolutions of other forms: inside a loop they run 10 to 80 times slower, and the one
 for the kernel, whose window is the whole image, is slow everywhere. Here both are
-written in forms that XLA:CPU is good at. The forward pass is `lax`'s own convolution,
-and off the CPU so is everything.
+written in forms that XLA:CPU is good at. The forward pass is `lax`'s own convolution.
 
 Depthwise convolutions have no fast kernel there at all: while training, and inside
 `fast_inference`, they are sums of shifted products, up to 40 times as fast.
+
+Both forms are traced, and lowering keeps the one of the platform that is lowered for:
+on a GPU or TPU, and in a program exported for one, everything is `lax`'s own.
 """
 
 import contextlib
@@ -46,7 +48,7 @@ class Window(NamedTuple):
 
 @contextlib.contextmanager
 def plain_convolutions() -> Iterator[None]:
-    """Inside, convolutions are traced with `lax`'s own gradients on every backend.
+    """Inside, convolutions are traced with `lax`'s own gradients for every platform.
 
     Needed for forward-mode derivatives (`jax.jvp`, `jax.jacfwd`, `jax.hessian`), which
     a function with its own reverse rule does not have. What was compiled outside stays
@@ -64,8 +66,8 @@ def plain_convolutions() -> Iterator[None]:
 def fast_inference() -> Iterator[None]:
     """Inside, inference is traced in the form that is fastest where it will run.
 
-    On the CPU this makes depthwise convolutions sums of shifted products, which is not
-    the program to be analysed or exported, and so not what a call outside gives.
+    For the CPU this makes depthwise convolutions sums of shifted products, which is not
+    the program to be analysed, and so not what a call outside gives.
     """
     global _depthwise_by_shifts
     before, _depthwise_by_shifts = _depthwise_by_shifts, True
@@ -88,9 +90,9 @@ def conv_general_dilated(
 ) -> Array:
     """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`.
 
-    Equal to it in value and gradient up to rounding. On the CPU backend,
-    two-dimensional channels-last convolutions have reverse-mode gradients of their own,
-    to any order; all others, and all on other backends, are `lax`'s.
+    Equal to it in value and gradient up to rounding. Two-dimensional channels-last
+    convolutions have reverse-mode gradients of their own, to any order; lowered for the
+    CPU, these are not `lax`'s. All others are.
 
     Args:
       lhs: images.
@@ -121,8 +123,7 @@ def conv_general_dilated(
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     precision = rest.pop("precision", None)
     ours = (
-        jax.default_backend() == "cpu"
-        and not _plain_only
+        not _plain_only
         and lhs.ndim == 4
         and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
         and all(d == 1 for d in lhs_dilation or ())
@@ -140,16 +141,10 @@ def conv_general_dilated(
     pads = tuple((int(low), int(high)) for low, high in padding)
     strides = tuple(window_strides)
     window = Window(strides, pads, dilation, feature_group_count, precision)
-    if _depthwise_by_shifts and _is_depthwise(window, rhs):
-        shifted = functools.partial(_shifted_products, window)
-        convolve = functools.partial(_convolve, window)
-        # With both written down, the program still shows what it costs.
-        return lax.platform_dependent(lhs, rhs, cpu=shifted, default=convolve)
-    return _convolve(window, lhs, rhs)
+    return (_convolve_fast if _depthwise_by_shifts else _convolve)(window, lhs, rhs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve(window: Window, x: Image, kernel: Kernel) -> Image:
+def _plain(window: Window, x: Image, kernel: Kernel) -> Image:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -162,9 +157,23 @@ def _convolve(window: Window, x: Image, kernel: Kernel) -> Image:
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(window: Window, x: Image, kernel: Kernel) -> Image:
+    return _plain(window, x, kernel)
+
+
+def _convolve_fast(window: Window, x: Image, kernel: Kernel) -> Image:
+    """`_convolve`, in the CPU's own form where there is one."""
+    convolve = functools.partial(_convolve, window)
+    if not _is_depthwise(window, kernel):
+        return convolve(x, kernel)
+    shifted = functools.partial(_shifted_products, window)
+    # With both written down, the program still shows what it costs.
+    return lax.platform_dependent(x, kernel, cpu=shifted, default=convolve)
+
+
 def _forward(window, x, kernel):
-    convolve = _shifted_products if _is_depthwise(window, kernel) else _convolve
-    return convolve(window, x, kernel), (x, kernel)
+    return _convolve_fast(window, x, kernel), (x, kernel)
 
 
 def _backward(window, residuals, g):
@@ -172,7 +181,19 @@ def _backward(window, residuals, g):
     of_kernel = kernel_gradient
     if _is_depthwise(window, kernel):
         of_kernel = _kernel_gradient_of_depthwise
-    return input_gradient(window, x, kernel, g), of_kernel(window, x, kernel, g)
+
+    def plain_input(x, kernel, g):
+        return jax.linear_transpose(lambda x: _plain(window, x, kernel), x)(g)[0]
+
+    def plain_kernel(x, kernel, g):
+        return jax.linear_transpose(lambda k: _plain(window, x, k), kernel)(g)[0]
+
+    # Two choices, so that a gradient that nobody reads is not computed.
+    choose = functools.partial(lax.platform_dependent, x, kernel, g)
+    return (
+        choose(cpu=functools.partial(input_gradient, window), default=plain_input),
+        choose(cpu=functools.partial(of_kernel, window), default=plain_kernel),
+    )
 
 
 _convolve.defvjp(_forward, _backward)
