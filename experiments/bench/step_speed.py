@@ -314,20 +314,33 @@ def measure(
     case: dict[str, Any], config: Config, name: str = "case"
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """What was found for each teacher and way of a case, as far as it fits."""
+    return prepare(case, config, name)()
+
+
+def prepare(
+    case: dict[str, Any], config: Config, name: str = "case"
+) -> Callable[[], dict[tuple[str, str], dict[str, Any]]]:
+    """Compile all that was asked of a case; return the function that times it."""
     failures: dict[tuple[str, str], str] = {}
     made = _made(case, config, failures)
     runs = {way: each.run for way, each in made.items()}
-    seconds = alternate(runs, config.repeats, failures=failures)
-    found: dict[Any, dict[str, Any]] = {w: {"error": e} for w, e in failures.items()}
-    seconds = {way: s for way, s in seconds.items() if way not in failures}
-    peak = config.peak or device.peak(device.kind())
-    for way in seconds:
-        found[way] = _measured(case, way, made[way], seconds, peak)
-        if config.profile is not None:
-            folder = pathlib.Path(config.profile) / "-".join((name, *way))
-            with jax.profiler.trace(folder):
-                runs[way]()
-    return found
+
+    def timed() -> dict[tuple[str, str], dict[str, Any]]:
+        seconds = alternate(runs, config.repeats, failures=failures)
+        found: dict[Any, dict[str, Any]] = {
+            w: {"error": e} for w, e in failures.items()
+        }
+        seconds = {way: s for way, s in seconds.items() if way not in failures}
+        peak = config.peak or device.peak(device.kind())
+        for way in seconds:
+            found[way] = _measured(case, way, made[way], seconds, peak)
+            if config.profile is not None:
+                folder = pathlib.Path(config.profile) / "-".join((name, *way))
+                with jax.profiler.trace(folder):
+                    runs[way]()
+        return found
+
+    return timed
 
 
 def main(config: Config) -> list[dict[str, Any]]:

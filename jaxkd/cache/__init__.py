@@ -1,7 +1,7 @@
 """A frozen teacher runs once: its scores of a data set, kept and recognised."""
 
 from jaxkd.cache.recognise import fingerprint
-from jaxkd.cache.replay import replayed, settings
+from jaxkd.cache.replay import replayed, settings, showing
 from jaxkd.cache.scores import Scores, cache_teacher, load, score
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "replayed",
     "score",
     "settings",
+    "showing",
 ]

@@ -6,11 +6,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxkd import _check
+from jaxkd import _check, data
 from jaxkd.data.augment import View
 from jaxkd.types import Batch
+
+VIEWS = "_views"  # ends the name of a field that has an axis of views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +34,8 @@ class Replay:
         """View number "view" of every example; `key` has no effect."""
         if missing := {"view", "index"} - set(batch):
             raise ValueError(
-                f"a replayed view needs the fields {sorted(missing)}: train with "
-                "offline.make_epoch, take the example batch from offline.showing(...), "
-                "and put nothing around offline.replayed(...)"
+                f"a replayed view needs the fields {sorted(missing)}: take the batch "
+                "from cache.showing(...), and put nothing around cache.replayed(...)"
             )
         fields = {
             name: (column.shape[1:], column.dtype)
@@ -57,7 +59,7 @@ def replayed(view: View, *, seed: int, views: int) -> View:
 
     View v of the example with index i is drawn from the key
     fold_in(fold_in(key(seed), v), i), whatever batch it is in. Batches need the fields
-    "index" and "view" (the v of each example), which `offline.make_epoch` sets to the
+    "index" and "view" (the v of each example), which `train.make_epoch` sets to the
     number of the epoch modulo `views`.
 
     Args:
@@ -81,6 +83,43 @@ def replayed(view: View, *, seed: int, views: int) -> View:
     _check.whole(0)("seed", seed)
     _check.whole(1)("views", views)
     return View(Replay(view, seed, views), random=False)
+
+
+def showing(resident: Batch, view: ArrayLike) -> Batch:
+    """Return the data as it is in an epoch that shows view number `view` of each.
+
+    Args:
+      resident: from `offline.on_device`, or from `data.on_device` if the teacher is
+        live.
+      view: 0 to the number of views; may be traced.
+
+    Returns:
+      The same with the field "view", int32 `[n]`, for a replayed view to read; of the
+      scores of several views, those of this one.
+    """
+    shown = {"view": jnp.full(data.count(resident), view, jnp.int32)}
+    for name, field in resident.items():
+        if name.endswith(VIEWS):
+            shown[name.removesuffix(VIEWS)] = field[:, view]
+        else:
+            shown[name] = field
+    return shown
+
+
+def in_turn(view: View, resident: Batch, epoch: ArrayLike) -> Batch:
+    """Return the data of an epoch: view number `epoch` modulo their number of each.
+
+    Raises:
+      ValueError: if the scores are of another number of views.
+    """
+    seed, views = settings(view)
+    for name, field in resident.items():
+        if name.endswith(VIEWS) and (seed is None or field.shape[1] != views):
+            raise ValueError(
+                f"the scores are of {field.shape[1]} views of each example, but the "
+                f"view has {views}; train under the view that was scored"
+            )
+    return resident if seed is None else showing(resident, epoch % views)
 
 
 def settings(view: View) -> tuple[int | None, int]:

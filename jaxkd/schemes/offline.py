@@ -3,23 +3,21 @@
 The fixed set {(x, y_T(x))} is scored, laid onto the device, and trained on::
 
     scores = offline.score(teacher, variables, images, view=view, path="runs/a/scores")
-    resident = offline.on_device(images, scores)
-    run = train.fit(offline.make_epoch(d, view=view, batch_size=64), state, None,
-                    resident, key=key, epochs=20)
+    columns = offline.on_device(images, scores)
+    run = train.learn(student, columns, teacher="cached", spec=spec, tx=tx, view=view,
+                      batch_size=64, epochs=20)
 
-where what was kept of the teacher's logits decides how `d` learns from it:
+where what was kept of the teacher's logits decides how the student learns from it:
 
-* "soft", all of them: `distill.distiller(student, distill.cached, spec, tx)`, and any
-  spec of `distill.on_logits`.
-* "topk", the largest: the teacher is `distill.no_teacher`, the term `on_topk(scores)`.
-* "hard", the class: `distill.no_teacher` and `on_hard_labels(scores)`; or
-  `{**resident, "label": resident["teacher_label"]}` and `distill.on_labels`.
+* "soft", all of them: the teacher is "cached", and any spec of `distill.on_logits`.
+* "topk", the largest: there is no teacher, and the term is `on_topk(scores)`.
+* "hard", the class: there is no teacher, and the term is `on_hard_labels(scores)`; or
+  the columns are `{**columns, "label": columns["teacher_label"]}`.
 
 A random view is scored as a number of fixed ones, and the epochs go through them in
 turn, so that the student is told what the teacher said about this very image::
 
     view = offline.replayed(augment.chain(flip(), to_float()), seed=0, views=8)
-    batch = train.example(offline.showing(resident, 0), view)
 
 `score` keeps a folder: `manifest.json` with the fingerprints of teacher, data and
 arrays, and memory-mapped `.npy` files. What does not belong is refused with the reason.
@@ -31,21 +29,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxkd import data, losses, train
-from jaxkd.cache import Scores, fingerprint, load, replayed, score, settings
-from jaxkd.data.augment import View
-from jaxkd.distill import Distiller, Term, TrainState
-from jaxkd.types import Batch, Metrics, Outputs, Params, State
+from jaxkd import data, losses
+from jaxkd.cache import Scores, fingerprint, load, replayed, score, showing
+from jaxkd.cache.replay import VIEWS
+from jaxkd.distill import Term
+from jaxkd.types import Batch, Outputs, Params, State
 
 __all__ = [
     "Scores",
     "fingerprint",
     "load",
-    "make_epoch",
     "on_device",
     "on_hard_labels",
     "on_topk",
@@ -53,9 +48,6 @@ __all__ = [
     "score",
     "showing",
 ]
-
-_VIEWS = "_views"  # ends the name of a field that has an axis of views
-
 
 def on_device(dataset: data.Dataset, scores: Scores) -> Batch:
     """Puts a data set and its scores on the device.
@@ -67,7 +59,7 @@ def on_device(dataset: data.Dataset, scores: Scores) -> Batch:
     Returns:
       The fields of `data.on_device` and those of the scores, "teacher" `[n, classes]`
       for instance. Several views of each example give "teacher_views"
-      `[n, views, classes]` instead: `showing` chooses one.
+      `[n, views, classes]` instead, of which an epoch sees one.
 
     Raises:
       ValueError: if the scores are those of other data, or in another order.
@@ -84,75 +76,8 @@ def on_device(dataset: data.Dataset, scores: Scores) -> Batch:
         if scores.views == 1:
             resident[name] = jnp.asarray(field[:, 0])
         else:
-            resident[name + _VIEWS] = jnp.asarray(field)
+            resident[name + VIEWS] = jnp.asarray(field)
     return resident
-
-
-def showing(resident: Batch, view: ArrayLike) -> Batch:
-    """The data as it is in an epoch that shows view number `view` of each example.
-
-    Args:
-      resident: from `on_device`, or from `data.on_device` if the teacher is live.
-      view: 0 to the number of views; may be traced.
-
-    Returns:
-      The same with the field "view", int32 `[n]`, for a replayed view to read; of the
-      scores of several views, those of this one.
-    """
-    shown = {"view": jnp.full(data.count(resident), view, jnp.int32)}
-    for name, field in resident.items():
-        if name.endswith(_VIEWS):
-            shown[name.removesuffix(_VIEWS)] = field[:, view]
-        else:
-            shown[name] = field
-    return shown
-
-
-def make_epoch(
-    distiller: Distiller, *, view: View, batch_size: int, mesh: Mesh | None = None
-) -> train.Epoch:
-    """`train.make_epoch`, with epoch e under view e modulo their number.
-
-    The epoch's number is how many updates the state has behind it, divided by the steps
-    of an epoch: a run that goes on from a saved state goes on with the next view, and
-    all epochs are one compiled program.
-
-    Args:
-      distiller: whose `step` is taken; its teacher may be live, it is then shown the
-        same views.
-      view: the one the scores were made under, `replayed` or not random.
-      batch_size: examples in a step.
-      mesh: of the devices, as in `train.make_epoch`.
-
-    Returns:
-      An epoch for `train.fit`, or `train.over_seeds` of it.
-
-    Raises:
-      ValueError: when traced, if the scores are of another number of views, or as
-        `train.make_epoch` does.
-    """
-    _, views = settings(view)
-    epoch = train.make_epoch(distiller, view=view, batch_size=batch_size, mesh=mesh)
-
-    def in_turn(
-        state: TrainState,
-        teacher_variables: Any,
-        resident: Batch,
-        key: Array,
-        first: ArrayLike = 0,
-        steps: int | None = None,
-    ) -> tuple[TrainState, Metrics]:
-        for name, field in resident.items():
-            if name.endswith(_VIEWS) and field.shape[1] != views:
-                raise ValueError(
-                    f"the scores are of {field.shape[1]} views of each example, but "
-                    f"the view has {views}; train under the view that was scored"
-                )
-        whole = max(1, data.count(resident) // batch_size)
-        now = showing(resident, (state.step // whole) % views)
-        return epoch(state, teacher_variables, now, key, first, steps)
-
-    return train.Epoch(in_turn, batch_size)
 
 
 def on_hard_labels(

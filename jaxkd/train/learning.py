@@ -57,6 +57,7 @@ def learn(
     together: bool = True,
     checkpoints: str | os.PathLike | None = None,
     save_every: int | None = None,
+    save_epochs: int = 1,
     identity: Mapping[str, Any] | None = None,
     log: logs.Log | None = None,
     name: str = "train",
@@ -98,9 +99,11 @@ def learn(
         teacher is replicated unless it lies on the mesh already, split for instance.
       together: trains seeds by `vmap`; else one after another, which is faster for
         convolutions on a CPU. Streamed, it is always one after another.
-      checkpoints: a folder in which the state is saved after each epoch. A call with
-        the same arguments resumes from there, and returns at once what is finished.
+      checkpoints: a folder in which the state is saved. A call with the same arguments
+        resumes from there, and returns at once what is finished.
       save_every: saves after so many steps of an epoch, too.
+      save_epochs: saves after every so many epochs, and after the last; more than one
+        where an epoch takes less time than writing a file.
       identity: what else the training depends on, JSON values such as
         `vars(config)`, compared with what the folder holds. Compared always: data,
         teacher, keys, epochs, batch size, names and constant weights of the terms.
@@ -119,6 +122,7 @@ def learn(
         saved.
     """
     _check.whole(0)("epochs", epochs)
+    _check.whole(1)("save_epochs", save_epochs)
     if batch_size is not None:
         _check.whole(1)("batch_size", batch_size)
     if not isinstance(student, Net | Distiller):
@@ -193,9 +197,20 @@ def learn(
         saving: Any = nullcontext() if folder is None else checkpoint.writer(folder)
         with saving as writer:
 
-            def save(state: TrainState, place: Place) -> None:
+            def write(state: TrainState, place: Place) -> None:
                 meta = {"training": facts, "place": [*place], "rows": rows}
                 writer.save(place.epoch * steps + place.step, state, meta)
+
+            skipped = None  # the place after an epoch that was not written
+
+            def save(state: TrainState, place: Place) -> None:
+                nonlocal skipped
+                due = (
+                    place.step or place.epoch == epochs or not place.epoch % save_epochs
+                )
+                skipped = None if due else place
+                if due:
+                    write(state, place)
 
             def after(state: TrainState, row: logs.Row) -> logs.Row:
                 rows.append(row)
@@ -217,6 +232,8 @@ def learn(
                 save=None if folder is None else save,
                 save_every=save_every,
             )
+            if skipped is not None:  # interrupted
+                write(ended.state, skipped)
         if ended.interrupted:
             kept = "" if folder is None else f"; the same call resumes from {folder}"
             raise KeyboardInterrupt(

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxkd import data, mesh as meshes
+from jaxkd.cache.replay import in_turn
 from jaxkd.data import Stream, stream as streams
 from jaxkd.data.augment import View
 from jaxkd.distill import Distiller, TrainState
@@ -41,7 +42,7 @@ def example(examples: Batch | Stream, view: View, size: int = 2) -> Batch:
     if isinstance(examples, Stream):
         batch = jax.tree.map(jnp.asarray, streams.first(examples, size))
     else:
-        batch = jax.tree.map(lambda a: a[:size], examples)
+        batch = jax.tree.map(lambda a: a[:size], in_turn(view, examples, 0))
     return view(jax.random.key(0), batch)
 
 
@@ -57,7 +58,9 @@ def make_epoch(
     Args:
       distiller: whose `step` is taken for every batch.
       view: from the stored uint8 images to what the networks see; student and teacher
-        see the same.
+        see the same. Of a `cache.replayed` view, epoch e shows view e modulo their
+        number; e is how many updates the state has behind it, divided by the steps of
+        an epoch.
       batch_size: examples in a step, on all devices together; the last, incomplete
         batch is left out.
       mesh: of the devices, from `mesh.make`; None for one device.
@@ -88,6 +91,8 @@ def make_epoch(
         meshes.check_placed(
             mesh, state=state, teacher_variables=teacher_variables, resident=resident
         )
+        whole = max(1, data.count(resident) // batch_size)
+        resident = in_turn(view, resident, state.step // whole)
         order_key, view_key = jax.random.split(key)
         order = data.epoch(order_key, data.count(resident), batch_size)
         keys = jax.random.split(view_key, len(order))

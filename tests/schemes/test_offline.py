@@ -39,11 +39,11 @@ def variables():
     return jax.tree.map(lambda a: 3 * a, params), state
 
 
-def fit(resident, teacher, its, spec, view=PLAIN, make=train.make_epoch, epochs=4):
+def fit(resident, teacher, its, spec, view=PLAIN, epochs=4):
     d = distill.distiller(STUDENT, teacher, spec, optax.adam(3e-3))
-    batch = train.example(offline.showing(resident, 0), view)
+    batch = train.example(resident, view)
     state = jax.jit(d.init)(jax.random.key(0), its, batch)
-    epoch = make(d, view=view, batch_size=32)
+    epoch = train.make_epoch(d, view=view, batch_size=32)
     return train.fit(epoch, state, its, resident, key=jax.random.key(1), epochs=epochs)
 
 
@@ -66,7 +66,7 @@ def test_soft_scores_teach_what_the_live_teacher_teaches(
     resident = offline.on_device(digits, scores)
     assert resident["teacher"].shape == (160, 10)
     same(fit(resident, distill.cached, None, SOFT), live)
-    in_turn = fit(resident, distill.cached, None, SOFT, make=offline.make_epoch)
+    in_turn = fit(resident, distill.cached, None, SOFT)
     same(in_turn, live)
 
 
@@ -124,14 +124,14 @@ def test_replayed_views_teach_what_a_live_teacher_shown_them_teaches(
     scores = offline.score(LIVE, variables, digits, view=views)
     resident = offline.on_device(digits, scores)
     assert resident["teacher_views"].shape == (160, 3, 10)
-    with_scores = fit(resident, distill.cached, None, SOFT, views, offline.make_epoch)
+    with_scores = fit(resident, distill.cached, None, SOFT, views)
     shown = fit(
-        data.on_device(digits), LIVE, variables, SOFT, views, offline.make_epoch
+        data.on_device(digits), LIVE, variables, SOFT, views
     )
     same(with_scores, shown)
     # The comparison can tell: the scores of a wrong view teach something else.
     wrong = {**resident, "teacher_views": jnp.roll(resident["teacher_views"], 1, 1)}
-    wrong = fit(wrong, distill.cached, None, SOFT, views, offline.make_epoch)
+    wrong = fit(wrong, distill.cached, None, SOFT, views)
     with pytest.raises(AssertionError):
         same(with_scores, wrong)
 
@@ -146,7 +146,7 @@ def test_epochs_go_through_the_views_in_one_program(digits, views):
 
     d = distill.Distiller(lambda *_: None, step)
     state = distill.TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, jax.random.key(0))
-    epoch = offline.make_epoch(d, view=views, batch_size=50)
+    epoch = train.make_epoch(d, view=views, batch_size=50)
     run = train.fit(
         epoch,
         state,
@@ -164,9 +164,9 @@ def test_several_seeds_learn_from_the_scores_at_once(digits, variables, views):
     scores = offline.score(LIVE, variables, digits, view=views)
     resident = offline.on_device(digits, scores)
     d = distill.distiller(STUDENT, distill.cached, SOFT, optax.adam(3e-3))
-    batch = train.example(offline.showing(resident, 0), views)
+    batch = train.example(resident, views)
     keys = jnp.stack([jax.random.key(5), jax.random.key(0)])
-    epoch = offline.make_epoch(d, view=views, batch_size=32)
+    epoch = train.make_epoch(d, view=views, batch_size=32)
     run = train.fit(
         train.over_seeds(epoch),
         jax.jit(jax.vmap(d.init, (0, None, None)))(keys, None, batch),
@@ -175,7 +175,7 @@ def test_several_seeds_learn_from_the_scores_at_once(digits, variables, views):
         key=jnp.stack([jax.random.key(6), jax.random.key(1)]),
         epochs=2,
     )
-    one = fit(resident, distill.cached, None, SOFT, views, offline.make_epoch, epochs=2)
+    one = fit(resident, distill.cached, None, SOFT, views, epochs=2)
     found = [row["loss/kd"][1] for row in run.history]
     expected = [row["loss/kd"] for row in one.history]
     np.testing.assert_allclose(found, expected, rtol=2e-4)
@@ -243,7 +243,7 @@ def test_errors_say_what_to_do(digits, variables, views):
     with pytest.raises(ValueError, match="no field 'teacher_label'"):
         offline.on_hard_labels(hard).init(None, outputs, outputs, batch)
     with pytest.raises(ValueError, match=r"needs the fields \['view'\]"):
-        train.example(data.on_device(digits), views)
+        views(jax.random.key(0), data.on_device(digits))
     with pytest.raises(ValueError, match="views must be >= 1"):
         offline.replayed(RANDOM, seed=0, views=0)
 
@@ -261,7 +261,7 @@ def test_scores_under_a_view_that_cannot_be_theirs_are_refused(
     resident = offline.on_device(digits, scores)
     two = offline.replayed(RANDOM, seed=3, views=2)
     with pytest.raises(ValueError, match="of 3 views of each example, but .* has 2"):
-        fit(resident, distill.cached, None, SOFT, two, offline.make_epoch)
+        fit(resident, distill.cached, None, SOFT, two)
 
 
 def test_toys_have_the_same_classes_as_what_is_kept_of_them():

@@ -1,0 +1,301 @@
+r"""What to measure first on an accelerator: one command, within a budget of seconds.
+
+    python -m experiments.bench.device --out DIR --budget 300
+    python -m experiments.bench.device --out DIR --jobs step:resnet50 torch:resnet50
+    python -m experiments.bench.device --out DIR --tiny
+
+Jobs are processes of their own. All of them prepare at the same time: they compile and
+run once, which takes the host. Then they are timed one after another, each alone on the
+device. A job writes its lines to `DIR/JOB.jsonl` when it is done, and is not run again
+while they are there; one that fails, or for which the time is too short, leaves
+`DIR/JOB.log` and does not stop the others. Jobs are:
+
+  check: every loss and its gradient against the CPU's in float32, and the losses of
+    twenty steps of three trainings.
+  step:CASE: `step_speed`, a scanned epoch against its steps one by one.
+  torch:CASE: the same training in PyTorch, by `torch.compile` in bfloat16 with channels
+    last, on random bytes that lie on the device as jaxkd's do.
+  seeds:NETWORK: three seeds in one program, by `vmap` and one after another, against
+    one seed.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments.bench import _device as device, loss_speed, step_speed
+from experiments.bench._cases import CASES, _zoo
+from jaxkd import losses, store, train
+
+Lines = list[dict[str, Any]]
+Measure = Callable[[], Lines]
+JOBS = (
+    "check",
+    "seeds:resnet8",
+    "seeds:resnet20",
+    "step:mnist_mlp",
+    "step:resnet56-resnet20",
+    "step:resnet32x4-resnet8x4",
+    "step:resnet50",
+    "torch:resnet56-resnet20",
+    "torch:resnet32x4-resnet8x4",
+    "torch:resnet50",
+)
+EXACT = {"jax_default_matmul_precision": "highest"}
+SEEDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure, and for how long at most."""
+
+    out: str
+    jobs: tuple[str, ...] = JOBS
+    budget: float = 300.0  # seconds
+    repeats: int = 5
+    tiny: bool = False  # a rehearsal: small cases, two steps, two losses
+    job: str | None = None  # runs this one here; the command starts itself with it
+
+
+def main(config: Config) -> Lines:
+    """Run the jobs that have no lines yet; return the lines of all of them."""
+    out = pathlib.Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if config.job is not None:
+        return run(config.job, config)
+    begin = time.monotonic()
+    end = begin + config.budget
+    enough = begin + 0.7 * config.budget  # for preparing; the rest is for measuring
+    options = ["--out", config.out, "--repeats", str(config.repeats)]
+    options += ["--tiny"] * config.tiny
+    running = {}
+    for job in config.jobs:
+        if not path(out, job).exists():
+            running[job] = subprocess.Popen(
+                [sys.executable, "-m", __spec__.name, "--job", job, *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=path(out, job, "log").open("w"),
+                text=True,
+                env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            )
+    try:
+        with ThreadPoolExecutor(len(running) or 1) as pool:
+            # A line is "ready"; none comes from a job that failed.
+            prepared = {
+                job: pool.submit(p.stdout.readline) for job, p in running.items()
+            }
+            while time.monotonic() < end and not all(
+                each.done() for each in prepared.values()
+            ):
+                time.sleep(0.1)
+            for job, process in running.items():
+                if prepared[job].done() and prepared[job].result():
+                    measure(process, end)
+                process.kill()
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    lines = [
+        json.loads(line)
+        for job in config.jobs
+        if path(out, job).exists()
+        for line in path(out, job).read_text().splitlines()
+    ]
+    for job in running:
+        if not path(out, job).exists():
+            print(f"{job}: failed, or no time left; see {path(out, job, 'log')}")
+    return lines
+
+
+def path(out: pathlib.Path, job: str, suffix: str = "jsonl") -> pathlib.Path:
+    """Return the file of a job."""
+    return out / f"{re.sub('[^A-Za-z0-9_]+', '-', job)}.{suffix}"
+
+
+def measure(process: subprocess.Popen, end: float) -> None:
+    """Let a prepared job go, until it is done or the time is over."""
+    try:
+        process.communicate("go\n", timeout=max(0.0, end - time.monotonic()))
+    except (subprocess.TimeoutExpired, BrokenPipeError):
+        process.kill()
+
+
+def run(job: str, config: Config) -> Lines:
+    """Prepare a job, wait for the word, measure, and write its lines."""
+    kind, _, case = job.partition(":")
+    prepare = {"check": check, "seeds": seeds, "step": step, "torch": in_torch}[kind]
+    begin = time.perf_counter()
+    measured = prepare(case, config)
+    prepared = time.perf_counter() - begin
+    print("ready", flush=True)
+    sys.stdin.readline()
+    about = {"device": device.kind(), "jax": jax.__version__}
+    lines = [
+        {"job": job, **row, **about, "prepared_s": round(prepared, 1)}
+        for row in measured()
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    store.write_file(path(pathlib.Path(config.out), job), text.encode())
+    return lines
+
+
+# --- check ---
+
+
+def check(_: str, config: Config) -> Measure:
+    """Compare with the CPU: the losses with their gradients, and twenty steps."""
+    for name, value in EXACT.items():
+        jax.config.update(name, value)
+    names = losses.__all__[:2] if config.tiny else losses.__all__
+    cases = ["mnist_mlp"]
+    if not config.tiny:
+        cases += ["cifar10_cnn", "resnet56-resnet20"]
+    host, here = jax.devices("cpu")[0], jax.devices()[0]
+
+    def of_loss(name: str) -> dict[str, Any]:
+        loss = getattr(losses, name)
+        arrays = loss_speed.draw(loss)
+        found = []
+        for place in (host, here):
+            inputs = [jax.device_put(a, place) for a in map(jnp.asarray, arrays)]
+            mean = lambda *inputs: loss(*inputs).mean()
+            value, gradient = jax.jit(jax.value_and_grad(mean))(*inputs)
+            found.append((np.asarray(value), np.asarray(gradient)))
+        return {"loss": name, "value": apart(0, found), "gradient": apart(1, found)}
+
+    def of_steps(name: str) -> dict[str, Any]:
+        steps = 2 if config.tiny else 20
+        case, found = {**CASES[name], "steps": steps}, []
+        for place in (host, here):
+            with jax.default_device(place):
+                s = step_speed.setting(case, "live")
+                epoch = train.make_epoch(
+                    s.distiller, view=s.view, batch_size=s.batch_size
+                )
+                key = jax.random.key(2)
+                _, metrics = jax.jit(epoch)(s.state, s.variables, s.resident, key)
+            found.append((np.asarray(metrics["loss"]),))
+        return {"training": name, "steps": steps, "value": apart(0, found)}
+
+    with ThreadPoolExecutor(8) as pool:
+        rows = [*pool.map(of_loss, names), *map(of_steps, cases)]
+    return lambda: rows
+
+
+def apart(i: int, found: list[tuple[np.ndarray, ...]]) -> float:
+    """Return ‖a - b‖ / ‖b‖ of what two devices computed; b is the CPU's."""
+    theirs, ours = (np.asarray(each[i], np.float64) for each in found)
+    return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-30))
+
+
+# --- speed ---
+
+
+def step(name: str, config: Config) -> Measure:
+    """Time the steps of a case."""
+    case = case_of(name, config)
+    teacher = "live" if "live" in case["teachers"] else "none"
+    options = step_speed.Config(
+        teachers=(teacher,),
+        modes=("step", "scan"),
+        dtype="float32" if name == "mnist_mlp" or config.tiny else "bfloat16",
+        repeats=config.repeats,
+    )
+    timed = step_speed.prepare(case, options, name)
+
+    def rows() -> Lines:
+        about = {"batch_size": case["batch_size"], "dtype": options.dtype}
+        return [
+            {"case": name, "teacher": t, "mode": mode, **about, **found}
+            for (t, mode), found in timed().items()
+        ]
+
+    return rows
+
+
+def case_of(name: str, config: Config) -> dict[str, Any]:
+    """Return a case, small for a rehearsal."""
+    case = CASES[name]
+    return {**case, "steps": 2, "batch_size": 4} if config.tiny else case
+
+
+def seeds(name: str, config: Config) -> Measure:
+    """Time three seeds, together and apart, and one of them."""
+    how = {"classes": 10, "shape": (32, 32, 3), "kd": None, "steps": 20}
+    how["batch_size"] = {"resnet8": 512, "resnet20": 64}[name]
+    case = _zoo(name, None, **how)
+    if config.tiny:
+        case |= {"steps": 2, "batch_size": 4}
+    s = step_speed.setting(case, "none", None if config.tiny else jnp.bfloat16)
+    one = train.make_epoch(s.distiller, view=s.view, batch_size=case["batch_size"])
+    states = jax.tree.map(lambda a: jnp.stack([a] * SEEDS), s.state)
+    keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
+    blocks = {
+        "one": timed(one, s.state, s.resident, jax.random.key(0)),
+        "together": timed(train.over_seeds(one), states, s.resident, keys),
+        "apart": timed(train.over_seeds(one, together=False), states, s.resident, keys),
+    }
+
+    def rows() -> Lines:
+        seconds = step_speed.alternate(blocks, config.repeats)
+        per_step = {k: 1e3 * np.median(v) / case["steps"] for k, v in seconds.items()}
+        return [
+            {
+                "network": name,
+                "batch_size": case["batch_size"],
+                "seeds": 1 if way == "one" else SEEDS,
+                "way": way,
+                "ms_per_step": round(float(ms), 4),
+                "over_one": round(float(ms / per_step["one"]), 3),
+            }
+            for way, ms in per_step.items()
+        ]
+
+    return rows
+
+
+def timed(epoch: Any, state: Any, resident: Any, key: Any) -> step_speed.Block:
+    """Compile an epoch, run it once, and return what runs it again."""
+    program = jax.jit(epoch)
+    go = lambda: jax.block_until_ready(program(state, None, resident, key))
+    go()
+    return go
+
+
+def in_torch(name: str, config: Config) -> Measure:
+    """Time the training of a case in PyTorch."""
+    from experiments.bench import torch_step  # needs torch
+
+    case = case_of(name, config)
+    go, about = torch_step.block(name, case, tiny=config.tiny)
+
+    def rows() -> Lines:
+        seconds = step_speed.alternate({name: go}, config.repeats)[name]
+        per_step = float(np.median(seconds)) / case["steps"]
+        found = {
+            "ms_per_step": round(1e3 * per_step, 4),
+            "images_per_s": round(case["batch_size"] / per_step, 1),
+        }
+        return [{"case": name, "batch_size": case["batch_size"], **found, **about}]
+
+    return rows
+
+
+if __name__ == "__main__":
+    for found in main(tyro.cli(Config, description=__doc__)):
+        print(json.dumps(found))

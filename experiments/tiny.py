@@ -1,0 +1,306 @@
+r"""Tiny: MLPerf Tiny's image classifier, distilled, pruned and quantized to int8.
+
+The benchmark's network is a ResNet-8 of 78,042 parameters on CIFAR-10; its own int8
+file has 98,496 bytes and 86.97 % of the test images right. Here a teacher is trained
+from the official archive alone, its scores of a number of random views of every image
+are stored once, and three lines of students are trained for as long, each seed's from
+the same first weights:
+
+* alone: on the labels;
+* distilled: on the stored scores of the very view that the student sees;
+* pruned: the distilled students, less some of their channels, distilled further.
+
+Each is then trained a little with its tensors fake-quantized, taught as before, and
+written for LiteRT and ONNX Runtime. Accuracies are those of the files, on all test
+images; nothing is chosen by them.
+
+    pip install '.[litert,onnx]'
+    python -m experiments.tiny --archives DIR
+    python -m experiments.tiny --archives DIR --evaluate-on validation --epochs 60
+
+What is trained lies in the run's directory, and `--resume DIRECTORY` goes on from
+there: train where an accelerator is, write the files where the two runtimes are.
+Measured results are in experiments/README.md.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from experiments import common
+from jaxkd import (
+    cache,
+    checkpoint,
+    data,
+    distill,
+    evaluate,
+    export,
+    losses,
+    models,
+    report,
+    train,
+)
+from jaxkd.compress import prune, quantize
+from jaxkd.data import augment
+from jaxkd.models import Net
+from jaxkd.schemes import offline
+
+EIGHT_BITS = quantize.Quantization(
+    weights=8, activations=8, per_channel=True, activation="static", estimator="ema"
+)
+LINES = ("alone", "distilled", "pruned")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(common.Config):
+    """Every field can be given on the command line."""
+
+    dataset: str = "cifar10"
+    teacher: str = "resnet32x4"  # of the zoo, as the student
+    student: str = "resnet8"
+    train_images: int | None = None  # None is all
+    teacher_epochs: int = 60
+    epochs: int = 400  # of the students
+    prune_epochs: int = 200
+    tune_epochs: int = 30  # with fake quantization
+    teacher_rate: float = 0.2
+    rate: float = 0.4
+    prune_rate: float = 0.2
+    tune_rate: float = 0.02
+    teacher_decay: float = 5e-4  # of the weights
+    decay: float = 1e-4
+    batch_size: int = 512
+    views: int = 48  # of each image, that the teacher scores
+    padding: int = 3  # pixels by which a view is shifted at most
+    temperature: float = 4.0
+    hard_weight: float = 0.1  # of the labels
+    soft_weight: float = 0.9  # of the teacher
+    fraction: float = 0.43  # of the parameters that pruning leaves
+    calibration_images: int = 1024
+    bfloat16: bool = True  # teacher and students, but for the quantized ones
+    together: bool = True  # trains seeds in one program, not one after another
+    repeats: int = 200  # timed calls of each file
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """Run the experiment; return what was measured of each line's files."""
+    # The data, and how networks see them.
+    images, test = common.load(config, config.dataset, config.train_images)
+    shape = images.images.shape[1:]
+    normalise = augment.normalise(*data.channel_statistics(images))
+    plain = augment.chain(augment.to_float(), normalise)
+    shifted = augment.chain(augment.flip(), augment.crop(config.padding), plain)
+    erased = augment.chain(shifted, augment.cutout(shape[0] // 4))
+    seen = cache.replayed(shifted, seed=0, views=config.views)
+    look = jax.jit(lambda x: plain(jax.random.key(0), {"image": x})["image"])
+    some = images.images[: config.calibration_images]
+    calibration = [look(some[i : i + 128]) for i in range(0, len(some), 128)]
+
+    # The networks: fast ones to train, and the student in float32, to be quantized.
+    with common.refusing(f"networks are {', '.join(models.ZOO)}; there is no"):
+        dtype = jnp.bfloat16 if config.bfloat16 else None
+        teacher, fast = (
+            models.ZOO[name](classes=images.num_classes, dtype=dtype)
+            for name in (config.teacher, config.student)
+        )
+        student = models.ZOO[config.student](classes=images.num_classes)
+
+    # The objectives, and the optimiser of so many epochs.
+    ce = distill.on_labels(losses.cross_entropy)
+    kd = distill.on_logits(losses.kd, temperature=config.temperature)
+    taught: distill.Spec = {
+        "ce": (config.hard_weight, ce),
+        "kd": (config.soft_weight, kd),
+    }
+    steps = len(images.images) // config.batch_size
+
+    def length(epochs: int, rate: float, decay: float) -> dict[str, Any]:
+        total = epochs * steps
+        schedule = optax.warmup_cosine_decay_schedule(0, rate, total // 20, total)
+        sgd = optax.sgd(schedule, momentum=0.9, nesterov=True)
+        tx = optax.chain(optax.add_decayed_weights(decay), sgd)
+        return {"tx": tx, "epochs": epochs, "batch_size": config.batch_size}
+
+    directory, log = common.start("tiny", config, may_change=["repeats", "together"])
+    learn = functools.partial(train.learn, log=log)
+
+    # What is finished is read, when a run is resumed.
+    def kept(name: str, make: Callable[[], train.Variables]) -> train.Variables:
+        if not (directory / name).exists():
+            begin, (params, state) = time.perf_counter(), make()
+            minutes = (time.perf_counter() - begin) / 60
+            notes = {"minutes": minutes, "device": jax.devices()[0].device_kind}
+            checkpoint.write(
+                directory / name, {"params": params, "state": state}, notes
+            )
+        tree = checkpoint.read(directory / name).tree
+        return tree["params"], tree["state"]
+
+    # The teacher, and what it says of the views of every image.
+    def train_teacher() -> train.Variables:
+        how = length(config.teacher_epochs, config.teacher_rate, config.teacher_decay)
+        saved = {"checkpoints": directory / "training", "save_epochs": 10}
+        run = learn(teacher, images, view=erased, name="teacher", **saved, **how)
+        return run.variables
+
+    @functools.cache
+    def scored() -> dict[str, jax.Array]:
+        variables = kept("teacher", train_teacher)
+        scores = cache.score(
+            distill.frozen(teacher),
+            variables,
+            images,
+            view=seen,
+            path=directory / "scores",
+            dtype="float16",
+        )
+        return offline.on_device(images, scores)
+
+    def lesson(line: str) -> dict[str, Any]:
+        if line == "alone":
+            return {"examples": images, "view": shifted}
+        how = {"teacher": "cached", "spec": taught, "view": seen}
+        return {"examples": scored(), **how}
+
+    # The students: of all seeds at once, but pruned ones, whose channels differ.
+    def train_students(line: str) -> train.Variables:
+        return learn(
+            fast,
+            **lesson(line),
+            **length(config.epochs, config.rate, config.decay),
+            seeds=config.seeds,
+            together=config.together,
+            name=line,
+        ).variables
+
+    def of_seed(line: str, seed: int) -> train.Variables:
+        all_seeds = kept(line, lambda: train_students(line))
+        return jax.tree.map(lambda leaf: leaf[seed], all_seeds)
+
+    def prune_student(seed: int) -> train.Variables:
+        whole = of_seed("distilled", seed)
+        plan = prune.analyse_net(student, *whole, shape)
+        target = prune.target(plan, "parameters", fraction=config.fraction, round_to=4)
+        importance = np.asarray(prune.criteria.l2(plan, whole[0]))
+        small = plan.apply(whole, prune.uniform(plan, importance, target))
+        return learn(
+            prune.from_variables(fast, small),
+            **lesson("pruned"),
+            **length(config.prune_epochs, config.prune_rate, config.decay),
+            key=jax.random.key(seed),
+            name=f"pruned-{seed}",
+        ).variables
+
+    def in_float(line: str, seed: int) -> tuple[Net, train.Variables]:
+        if line != "pruned":
+            return student, of_seed(line, seed)
+        small = kept(f"pruned-{seed}", lambda: prune_student(seed))
+        return prune.resized(student), small
+
+    # Quantization-aware training, which starts from ranges seen on training images.
+    def in_int8(line: str, seed: int) -> tuple[Net, train.Variables]:
+        net, variables = in_float(line, seed)
+        folded, params, state = quantize.fold(net, *variables, shape)
+        ready, params, state = quantize.quantized(
+            folded, params, state, EIGHT_BITS, shape
+        )
+
+        def tune() -> train.Variables:
+            begin = params, quantize.calibrate(ready, params, state, calibration)
+            return learn(
+                Net(lambda *_: jax.tree.map(jnp.array, begin), ready.apply),
+                **lesson(line),
+                **length(config.tune_epochs, config.tune_rate, 0.0),
+                key=jax.random.key(seed),
+                name=f"{line}-int8-{seed}",
+            ).variables
+
+        return ready, kept(f"{line}-int8-{seed}", tune)
+
+    # All of it, measured before a file is written.
+    rows, nets = [], {}
+    for line in LINES:
+        for kind, make in {"float": in_float, "int8": in_int8}.items():
+            every = [make(line, seed) for seed in range(config.seeds)]
+            nets[line, kind] = every
+            accuracy = [accuracy_of(net, v, test, plain) for net, v in every]
+            log({"run": f"{line}, {kind}", "accuracy": accuracy})
+            rows.append({"line": line, "kind": kind, "network": accuracy})
+    variables = kept("teacher", train_teacher)
+    of_teacher = accuracy_of(teacher, variables, test, plain)
+    log({"run": "teacher", "accuracy": of_teacher})
+    packages = ("litert_converter", "ai_edge_litert", "onnx", "onnxruntime")
+    if missing := [name for name in packages if not importlib.util.find_spec(name)]:
+        print(f"no files without {', '.join(missing)}: install '.[litert,onnx]', then")
+        print(f"  python -m experiments.tiny --resume {directory} ...")
+        return rows
+
+    # The files, measured on every test image; latencies of those that take turns.
+    writers = {"tflite": export.tflite, "onnx": export.onnx}
+    for row in rows:
+        for suffix, write in writers.items():
+            paths, found = [], []
+            for seed, (net, v) in enumerate(nets[row["line"], row["kind"]]):
+                path = directory / f"{row['line']}-{row['kind']}-{seed}.{suffix}"
+                write(net, *v, path, image_shape=shape)
+                paths.append(path)
+                scored_file = export.evaluate(export.load(path), test, view=plain)
+                found.append(scored_file["accuracy"])
+            row[suffix] = found
+            row[f"{suffix}_bytes"] = max(path.stat().st_size for path in paths)
+    for suffix in writers:
+        files = [directory / f"{row['line']}-{row['kind']}-0.{suffix}" for row in rows]
+        times = export.latency(files, repeats=config.repeats)
+        for row, milliseconds in zip(rows, times, strict=True):
+            row[f"{suffix}_ms"] = milliseconds
+
+    # The table.
+    shown = [
+        {
+            "student": f"{row['line']}, {row['kind']}",
+            "network %": report.mean_sd(row["network"], scale=100),
+            ".tflite %": report.mean_sd(row["tflite"], scale=100),
+            ".onnx %": report.mean_sd(row["onnx"], scale=100),
+            ".tflite bytes": f"{row['tflite_bytes']:,}",
+            ".onnx bytes": f"{row['onnx_bytes']:,}",
+            "LiteRT ms": f"{row['tflite_ms']:.3f}",
+            "ONNX Runtime ms": f"{row['onnx_ms']:.3f}",
+        }
+        for row in rows
+    ]
+    common.write_report(
+        directory,
+        f"tiny: {config.student} taught by {config.teacher}, {config.dataset}, "
+        f"{len(test.images):,} {config.evaluate_on} images, {config.seeds} seeds",
+        {common.LAST: shown},
+        [
+            f"Accuracy of the teacher: {100 * of_teacher:.2f} %.",
+            "Bytes are those of the largest of the seeds' files; latency is that of "
+            "the first seed's, of one image on one thread, the median of "
+            f"{config.repeats} calls.",
+        ],
+    )
+    return rows
+
+
+def accuracy_of(
+    net: Net, variables: train.Variables, test: data.Dataset, view: augment.View
+) -> float:
+    """Measure a network on the images, as it is evaluated."""
+    frozen = distill.frozen(net)
+    predict = jax.jit(lambda v, x: evaluate.predict(frozen, v, x, view=view))
+    logits = np.asarray(predict(variables, data.on_device(test)))
+    return float(np.mean(np.argmax(logits, -1) == test.labels))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
