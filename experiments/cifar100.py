@@ -114,6 +114,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         test=test,
         test_view=plain,
         checkpoints=pathlib.Path(config.out) / "teachers" / name,
+        save_epochs=10,
         identity={"learning_rate": length.learning_rate, "bfloat16": not on_cpu},
         log=log,
         name="teacher",

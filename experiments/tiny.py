@@ -26,8 +26,9 @@ Measured results are in experiments/README.md.
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ from jaxkd import (
     losses,
     models,
     report,
+    store,
     train,
 )
 from jaxkd.compress import prune, quantize
@@ -68,10 +70,10 @@ class Config(common.Config):
     teacher: str = "resnet32x4"  # of the zoo, as the student
     student: str = "resnet8"
     train_images: int | None = None  # None is all
-    teacher_epochs: int = 60
-    epochs: int = 400  # of the students
-    prune_epochs: int = 200
-    tune_epochs: int = 30  # with fake quantization
+    teacher_epochs: int = 40
+    epochs: int = 300  # of the students
+    prune_epochs: int = 150
+    tune_epochs: int = 15  # with fake quantization
     teacher_rate: float = 0.2
     rate: float = 0.4
     prune_rate: float = 0.2
@@ -150,14 +152,15 @@ def main(config: Config) -> list[dict[str, Any]]:
         how = length(config.teacher_epochs, config.teacher_rate, config.teacher_decay)
         saved = {"checkpoints": directory / "training", "save_epochs": 10}
         run = learn(teacher, images, view=erased, name="teacher", **saved, **how)
+        found = accuracy_of(teacher, run.variables, test, plain)
+        store.write_json(directory / "teacher.json", {"accuracy": found})
         return run.variables
 
     @functools.cache
     def scored() -> dict[str, jax.Array]:
-        variables = kept("teacher", train_teacher)
         scores = cache.score(
             distill.frozen(teacher),
-            variables,
+            kept("teacher", train_teacher),
             images,
             view=seen,
             path=directory / "scores",
@@ -166,78 +169,72 @@ def main(config: Config) -> list[dict[str, Any]]:
         return offline.on_device(images, scores)
 
     def lesson(line: str) -> dict[str, Any]:
+        several = {"seeds": config.seeds, "together": config.together}
         if line == "alone":
-            return {"examples": images, "view": shifted}
+            return {"examples": images, "view": shifted, **several}
         how = {"teacher": "cached", "spec": taught, "view": seen}
-        return {"examples": scored(), **how}
+        return {"examples": scored(), **how, **several}
 
-    # The students: of all seeds at once, but pruned ones, whose channels differ.
+    # The students; variables have a leading axis of seeds.
     def train_students(line: str) -> train.Variables:
+        how = length(config.epochs, config.rate, config.decay)
+        return learn(fast, **lesson(line), **how, name=line).variables
+
+    def prune_students() -> train.Variables:
+        small = []
+        for seed in range(config.seeds):
+            whole = of_seed(in_float("distilled")[1], seed)
+            plan = prune.analyse_net(student, *whole, shape)
+            target = prune.target(
+                plan, "parameters", fraction=config.fraction, round_to=4
+            )
+            importance = np.asarray(prune.criteria.l2(plan, whole[0]))
+            dropped = prune.uniform(plan, importance, target)  # as many of each seed
+            small.append(plan.apply(whole, dropped))
+        net = prune.from_variables(fast, small[0])
+        how = length(config.prune_epochs, config.prune_rate, config.decay)
+        start = stack(small)
         return learn(
-            fast,
-            **lesson(line),
-            **length(config.epochs, config.rate, config.decay),
-            seeds=config.seeds,
-            together=config.together,
-            name=line,
+            net, **lesson("pruned"), **how, start=start, name="pruned"
         ).variables
 
-    def of_seed(line: str, seed: int) -> train.Variables:
-        all_seeds = kept(line, lambda: train_students(line))
-        return jax.tree.map(lambda leaf: leaf[seed], all_seeds)
-
-    def prune_student(seed: int) -> train.Variables:
-        whole = of_seed("distilled", seed)
-        plan = prune.analyse_net(student, *whole, shape)
-        target = prune.target(plan, "parameters", fraction=config.fraction, round_to=4)
-        importance = np.asarray(prune.criteria.l2(plan, whole[0]))
-        small = plan.apply(whole, prune.uniform(plan, importance, target))
-        return learn(
-            prune.from_variables(fast, small),
-            **lesson("pruned"),
-            **length(config.prune_epochs, config.prune_rate, config.decay),
-            key=jax.random.key(seed),
-            name=f"pruned-{seed}",
-        ).variables
-
-    def in_float(line: str, seed: int) -> tuple[Net, train.Variables]:
-        if line != "pruned":
-            return student, of_seed(line, seed)
-        small = kept(f"pruned-{seed}", lambda: prune_student(seed))
-        return prune.resized(student), small
+    def in_float(line: str) -> tuple[Net, train.Variables]:
+        if line == "pruned":
+            return prune.resized(student), kept(line, prune_students)
+        return student, kept(line, lambda: train_students(line))
 
     # Quantization-aware training, which starts from ranges seen on training images.
-    def in_int8(line: str, seed: int) -> tuple[Net, train.Variables]:
-        net, variables = in_float(line, seed)
-        folded, params, state = quantize.fold(net, *variables, shape)
-        ready, params, state = quantize.quantized(
-            folded, params, state, EIGHT_BITS, shape
-        )
+    def in_int8(line: str) -> tuple[Net, train.Variables]:
+        net, variables = in_float(line)
+        begin = []
+        for seed in range(config.seeds):
+            folded, params, state = quantize.fold(net, *of_seed(variables, seed), shape)
+            ready, params, state = quantize.quantized(
+                folded, params, state, EIGHT_BITS, shape
+            )
+            state = quantize.calibrate(ready, params, state, calibration)
+            begin.append((params, state))
 
         def tune() -> train.Variables:
-            begin = params, quantize.calibrate(ready, params, state, calibration)
-            return learn(
-                Net(lambda *_: jax.tree.map(jnp.array, begin), ready.apply),
-                **lesson(line),
-                **length(config.tune_epochs, config.tune_rate, 0.0),
-                key=jax.random.key(seed),
-                name=f"{line}-int8-{seed}",
-            ).variables
+            fresh = Net(lambda *_: jax.tree.map(jnp.array, begin[0]), ready.apply)
+            how = length(config.tune_epochs, config.tune_rate, 0.0)
+            how |= {"start": stack(begin), "name": f"{line}, int8"}
+            return learn(fresh, **lesson(line), **how).variables
 
-        return ready, kept(f"{line}-int8-{seed}", tune)
+        return ready, kept(f"{line}-int8", tune)
 
     # All of it, measured before a file is written.
+    kept("teacher", train_teacher)
     rows, nets = [], {}
-    for line in LINES:
-        for kind, make in {"float": in_float, "int8": in_int8}.items():
-            every = [make(line, seed) for seed in range(config.seeds)]
-            nets[line, kind] = every
-            accuracy = [accuracy_of(net, v, test, plain) for net, v in every]
+    for kind, make in {"float": in_float, "int8": in_int8}.items():
+        for line in LINES:
+            net, variables = make(line)
+            each = [of_seed(variables, seed) for seed in range(config.seeds)]
+            accuracy = [accuracy_of(net, v, test, plain) for v in each]
+            nets[line, kind] = net, each
+            row = {"line": line, "kind": kind, "network": accuracy}
             log({"run": f"{line}, {kind}", "accuracy": accuracy})
-            rows.append({"line": line, "kind": kind, "network": accuracy})
-    variables = kept("teacher", train_teacher)
-    of_teacher = accuracy_of(teacher, variables, test, plain)
-    log({"run": "teacher", "accuracy": of_teacher})
+            rows.append(row)
     packages = ("litert_converter", "ai_edge_litert", "onnx", "onnxruntime")
     if missing := [name for name in packages if not importlib.util.find_spec(name)]:
         print(f"no files without {', '.join(missing)}: install '.[litert,onnx]', then")
@@ -246,17 +243,15 @@ def main(config: Config) -> list[dict[str, Any]]:
 
     # The files, measured on every test image; latencies of those that take turns.
     writers = {"tflite": export.tflite, "onnx": export.onnx}
-    for row in rows:
-        for suffix, write in writers.items():
-            paths, found = [], []
-            for seed, (net, v) in enumerate(nets[row["line"], row["kind"]]):
-                path = directory / f"{row['line']}-{row['kind']}-{seed}.{suffix}"
-                write(net, *v, path, image_shape=shape)
-                paths.append(path)
-                scored_file = export.evaluate(export.load(path), test, view=plain)
-                found.append(scored_file["accuracy"])
-            row[suffix] = found
-            row[f"{suffix}_bytes"] = max(path.stat().st_size for path in paths)
+    for row, (suffix, write) in itertools.product(rows, writers.items()):
+        net, each = nets[row["line"], row["kind"]]
+        stem, found = f"{row['line']}-{row['kind']}", []
+        for seed, v in enumerate(each):
+            path = directory / f"{stem}-{seed}.{suffix}"
+            write(net, *v, path, image_shape=shape)
+            found.append(export.evaluate(export.load(path), test, view=plain))
+        row[suffix] = [one["accuracy"] for one in found]
+        row[f"{suffix}_bytes"] = (directory / f"{stem}-0.{suffix}").stat().st_size
     for suffix in writers:
         files = [directory / f"{row['line']}-{row['kind']}-0.{suffix}" for row in rows]
         times = export.latency(files, repeats=config.repeats)
@@ -264,6 +259,8 @@ def main(config: Config) -> list[dict[str, Any]]:
             row[f"{suffix}_ms"] = milliseconds
 
     # The table.
+    of_teacher = store.read_json(directory / "teacher.json", "delete teacher")
+    of_teacher = of_teacher["accuracy"]
     shown = [
         {
             "student": f"{row['line']}, {row['kind']}",
@@ -284,12 +281,21 @@ def main(config: Config) -> list[dict[str, Any]]:
         {common.LAST: shown},
         [
             f"Accuracy of the teacher: {100 * of_teacher:.2f} %.",
-            "Bytes are those of the largest of the seeds' files; latency is that of "
-            "the first seed's, of one image on one thread, the median of "
-            f"{config.repeats} calls.",
+            "Bytes and latency (one image, one thread, the median of "
+            f"{config.repeats} calls) are those of the first seed's file.",
         ],
     )
     return rows
+
+
+def of_seed(variables: train.Variables, seed: int) -> train.Variables:
+    """Return the variables of one of several seeds."""
+    return jax.tree.map(lambda leaf: leaf[seed], variables)
+
+
+def stack(variables: Sequence[train.Variables]) -> train.Variables:
+    """Give variables of several seeds a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
 
 
 def accuracy_of(

@@ -89,7 +89,8 @@ def learn(
       seeds: trains so many students, from seeds 0, 1, ..., each with data in an order
         of its own; results have a leading axis. None is one student, from seed 0.
       key: in place of `seeds`: one key, or several stacked.
-      start: variables to start from in place of fresh ones, the same for all seeds.
+      start: variables to start from in place of fresh ones; the same for all seeds, or
+        with a leading axis of seeds.
       test: data to measure on after each epoch; or a function from the state to
         metrics.
       test_view: how it is seen; by default `view`, which must not be random.
