@@ -98,7 +98,7 @@ def main(config: Config) -> Lines:
             prepared = {
                 job: pool.submit(p.stdout.readline) for job, p in running.items()
             }
-            while time.monotonic() < end and not all(
+            while time.monotonic() < enough and not all(
                 each.done() for each in prepared.values()
             ):
                 time.sleep(0.1)
