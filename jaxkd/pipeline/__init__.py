@@ -44,7 +44,8 @@ directories that may be replaced (see `jaxkd.store`)::
       journal.jsonl         of a search
       sensitivities.json    of a prune stage by sensitivity
       groups.txt            of a prune stage: what was tied together
-      files/                of an export stage: model.tflite, model.onnx, ...
+      files/                of an export stage: NAME.tflite, NAME.onnx, ...; and
+                            NAME.files.json with their sha256, which `eval` compares
 
 A row of metrics.jsonl has "stage" (its name), "kind", "model", and
 
@@ -75,6 +76,7 @@ of their own before the stages, with index -1 and the kind "weights"::
      logits.npy)}
 
 "files" of an export stage has, for each file, "path" (relative to RUN), "format",
-"bytes", "milliseconds" (one image, one thread, or null), "difference" (to JAX on test
-images, or null) and "accuracy", "nll" (of the file itself, by its runtime, or null).
+"bytes", "sha256", "milliseconds" (one image, one thread, or null), "difference" (to JAX
+on test images, or null) and "accuracy", "nll" (of the file itself, by its runtime, or
+null).
 """

@@ -117,8 +117,10 @@ def measure(file: str, name: str | None, split: str) -> dict[str, float]:
     """Accuracy and nll of an exported file on a split.
 
     Raises:
-      ValueError: if it is no such file, or there is no telling which data it is for.
+      ValueError: if it is no such file, if it is not what was recorded beside it, or
+        there is no telling which data it is for.
     """
+    stage.verify(pathlib.Path(file))
     program = exporting.load(file)
     where: dict[str, Any] = {}
     if name is None:
@@ -173,5 +175,4 @@ def export(
     target = pathlib.Path(to) if to else folder / "exported"
     target.mkdir(parents=True, exist_ok=True)
     found = stage.write(held, world, formats, target, name)
-    directory.write_json(target / f"{name}.files.json", found)
     return [{**row, "path": str(target / row["path"])} for row in found]

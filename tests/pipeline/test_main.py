@@ -1,5 +1,6 @@
 """The command line: exit codes, and words instead of tracebacks."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -158,6 +159,17 @@ def test_a_run_is_evaluated_exported_and_resumed(capsys, run, tmp_path):
     assert code == 2 and "--data" in err
     code, out, _ = said(capsys, "eval", moved, "--data", "digits")
     assert code == 0 and f"accuracy {found['accuracy']}" in out
+    content = moved.read_bytes()
+    assert (
+        json.loads((moved.parent / "student.files.json").read_text())["files"][0][
+            "sha256"
+        ]
+        == hashlib.sha256(content).hexdigest()
+    )
+    moved.write_bytes(content[:-1] + b"X")
+    code, _, err = said(capsys, "eval", moved, "--data", "digits")
+    assert code == 2 and f"{moved} is damaged: its checksum is not" in err
+    assert "jaxkd export RUN" in err
     code, _, err = said(capsys, "export", run, "--model", "studnet")
     assert code == 2 and "there are student" in err
     code, out, _ = said(capsys, "resume", run)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from msgspec import Meta
 
-from jaxkd import export
+from jaxkd import export, store
 from jaxkd.pipeline import memory
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.parts import about, whole
@@ -18,6 +18,8 @@ from jaxkd.pipeline.stages.job import Job, Made, row_of
 from jaxkd.pipeline.stages.stage import Known, Stage
 from jaxkd.pipeline.world import World
 
+RECORD = ".files.json"
+AGAIN = "write it again with python -m jaxkd export RUN"
 PACKAGES = {
     "tflite": ("litert_converter", "litert"),
     "onnx": ("onnx", "onnx"),
@@ -107,6 +109,8 @@ def write(
 ) -> list[dict[str, Any]]:
     """Writes a model in some formats; what `results.json` says of each file.
 
+    The same is written beside the files, as NAME.files.json, for `verify`.
+
     Args:
       held: the model.
       world: the data, whose test images the files are measured on.
@@ -138,7 +142,38 @@ def write(
             classes=world.test.classes,
         )
         found.append(_file(report, path, world, latency))
+    _record(folder / f"{name}{RECORD}", found)
     return found
+
+
+def _record(path: pathlib.Path, found: list[dict[str, Any]]) -> None:
+    """Add rows to those of the folder's other files."""
+    try:
+        before = store.read_json(path, AGAIN).get("files", [])
+    except (FileNotFoundError, ValueError):
+        before = []
+    new = {row["path"] for row in found}
+    store.write_json(
+        path, {"files": [r for r in before if r["path"] not in new] + found}
+    )
+
+
+def verify(path: pathlib.Path) -> None:
+    """Refuse a file that is no longer what `write` wrote.
+
+    Files that are not recorded beside them are passed over.
+
+    Raises:
+      ValueError: naming the file that is damaged.
+    """
+    for record in path.parent.glob(f"*{RECORD}"):
+        for row in store.read_json(record, AGAIN).get("files", []):
+            known = row.get("path") == path.name and row.get("sha256")
+            if known and known != store.sha256(path):
+                raise ValueError(
+                    f"{path} is damaged: its checksum is not that in {record.name}; "
+                    f"{AGAIN}"
+                )
 
 
 def _file(
@@ -148,6 +183,7 @@ def _file(
         "path": path.name,
         "format": report.format,
         "bytes": report.bytes,
+        "sha256": store.sha256(path),
         "difference": report.difference,
         "milliseconds": None,
         "accuracy": None,
