@@ -6,8 +6,8 @@
     run(program, [x])                 # the leaves of f(x)
 
 JAX wraps parts of a program in calls (`jax.jit`, `jax.checkpoint`, functions with
-derivatives of their own). Which primitives these are differs between its versions; they
-are listed here and nowhere else.
+derivatives of their own). Which primitives these are, and how a loop describes its
+operands, differs between its versions: that is read here and nowhere else.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +59,26 @@ class Step(NamedTuple):
     def params(self) -> dict[str, Any]:
         """The primitive's parameters."""
         return self.equation.params
+
+
+class Scan(NamedTuple):
+    """What a `lax.scan` does.
+
+    Attributes:
+      body: the program of one step, of the constants, the carry and a slice of each
+        array scanned over, to the next carry and the outputs to be stacked.
+      constants: number of operands that every step reads.
+      carry: number of operands, next to those, that each step replaces. The rest are
+        the arrays scanned over.
+      length: number of steps.
+      reverse: whether the last slice comes first.
+    """
+
+    body: Any
+    constants: int
+    carry: int
+    length: int
+    reverse: bool
 
 
 class Program(NamedTuple):
@@ -143,7 +163,16 @@ def bodies(step: Step) -> list[Program]:
 
 def times(step: Step) -> int:
     """How often a step runs its body: a scan's length; 1 where it is not known."""
-    return step.params["length"] if step.name == "scan" else 1
+    return scan(step.params).length if step.name == "scan" else 1
+
+
+def scan(params: dict[str, Any]) -> Scan:
+    """Read the parameters of a `scan` equation, whose names differ between versions."""
+    if "ft_in" in params:  # since jax 0.12: the operands as a tree of three parts
+        constants, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())
+    else:
+        constants, carry = params["num_consts"], params["num_carry"]
+    return Scan(params["jaxpr"], constants, carry, params["length"], params["reverse"])
 
 
 def evaluate(step: Step, *values: Any) -> list[Any]:

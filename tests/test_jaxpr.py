@@ -117,6 +117,26 @@ def test_loops_keep_their_bodies_and_say_how_often_they_run():
     assert len(jaxpr.bodies(step)) == 2
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_says_what_its_operands_are(reverse):
+    def f(w, v, x, n, xs, ys, zs):
+        def one(carry, each):
+            x, n = carry
+            return (jnp.tanh(x @ w + v), n + 1), (x + each[0], n * each[1], each[2])
+
+        return lax.scan(one, (x, n), (xs, ys, zs), reverse=reverse)
+
+    args = (W, W[0], W[1], 0, np.ones((4, 3), "f4"), np.arange(4), np.arange(4.0))
+    program = jaxpr.trace(f, *args)
+    step = next(step for step in program.steps if step.name == "scan")
+    loop = jaxpr.scan(step.params)
+    assert (loop.constants, loop.carry) == (2, 2)
+    assert (loop.length, loop.reverse) == (4, reverse)
+    assert len(jaxpr.flatten(loop.body).inputs) == len(step.inputs) == 7
+    shapes = [program.shape(i) for i in step.inputs[loop.constants :][: loop.carry]]
+    assert shapes == [program.shape(i) for i in step.outputs[: loop.carry]]
+
+
 def test_chosen_calls_stay_closed_and_keep_their_derivatives():
     closed = jax.make_jaxpr(lambda x: with_jvp(jax.jit(with_vjp)(x)))(X)
     program = jaxpr.flatten(closed, lambda name, body: name not in jaxpr.CUSTOM)

@@ -5,6 +5,7 @@ from typing import Any
 
 from jax import lax
 
+from jaxkd import jaxpr
 from jaxkd.export import census, fold
 from jaxkd.export.channels import value, within
 
@@ -12,7 +13,7 @@ MOST_STEPS = 1024
 
 
 def unrolled(
-    params: dict[str, Any],
+    loop: jaxpr.Scan,
     values: list,
     body: Callable[[list, int], list],
     scope: str,
@@ -20,7 +21,7 @@ def unrolled(
     """Writes a `lax.scan` out.
 
     Args:
-      params: of its equation.
+      loop: from `jaxpr.scan`.
       values: its constants, the first carry and the arrays that it goes along.
       body: `(arguments, step) -> results` of one step.
       scope: the module that it is of.
@@ -31,7 +32,7 @@ def unrolled(
     Raises:
       NotImplementedError: if it has more steps than a file should hold.
     """
-    length, at = params["length"], params["num_consts"]
+    length, at = loop.length, loop.constants
     if length > MOST_STEPS:
         where = census.place(f"{scope}/scan")
         raise NotImplementedError(
@@ -39,16 +40,16 @@ def unrolled(
             "out; export it as stablehlo, which has loops"
         )
     consts, rest = values[:at], [value(v) for v in values[at:]]
-    carry, along = rest[: params["num_carry"]], rest[params["num_carry"] :]
+    carry, along = rest[: loop.carry], rest[loop.carry :]
     given: list[list] = []
     steps = range(length)
-    for step in reversed(steps) if params["reverse"] else steps:
+    for step in reversed(steps) if loop.reverse else steps:
         with within(scope):
             parts = [_part(x, step) for x in along]
         outs = [value(v) for v in body([*consts, *carry, *parts], step)]
         carry = outs[: len(carry)]
         given.append(outs[len(carry) :])
-    if params["reverse"]:
+    if loop.reverse:
         given.reverse()
     with within(scope):
         return [*carry, *(_stacked(list(each)) for each in zip(*given, strict=True))]

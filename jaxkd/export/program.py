@@ -169,9 +169,10 @@ def _step(step: jaxpr.Step, values: list, seen: _Seen, scope: str) -> list:
     if name in NOTHING:
         return values
     if name == "scan" and seen.target != "xla":
-        inner = _flat(params["jaxpr"])
+        loop = jaxpr.scan(params)
+        inner = _flat(loop.body)
         body = lambda args, i: _run(inner, args, seen, scope)
-        return unrolled(params, values, body, scope)
+        return unrolled(loop, values, body, scope)
     if name == "reduce_sum" and isinstance(values[0], Widened):
         wide = values[0].narrow.astype(equation.outvars[0].aval.dtype)
         return [wide.sum(params["axes"], dtype=wide.dtype)]

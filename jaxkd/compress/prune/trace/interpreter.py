@@ -81,15 +81,9 @@ def _scan(
     ledger: Ledger, equation: Equation, body: jaxpr.Program, values: list[Value]
 ) -> list[Value]:
     """Walk over a loop; a carried value has the same labels in every iteration."""
-    length = equation.params["length"]
-    # What is looped over or stacked has one more axis outside than inside. (The
-    # parameters with the numbers of each kind differ between JAX's versions.)
-    more = lambda outer, inner: sum(
-        len(shape) > len(body.shape(i)) for shape, i in zip(outer, inner, strict=True)
-    )
-    carry = len(values) - more(equation.inputs, body.inputs)
-    carries = len(equation.outputs) - more(equation.outputs, body.outputs)
-    consts = carry - carries
+    loop = jaxpr.scan(equation.params)
+    length, consts, carries = loop.length, loop.constants, loop.carry
+    carry = consts + carries
     ledger.fix([v.axes[0] for v in values[carry:]], equation.at("looped over"))
     carried = [
         _carry(ledger, value, shape)
