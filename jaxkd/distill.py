@@ -115,8 +115,7 @@ def fit_mask(where: Bool[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "
     Raises:
       ValueError: if neither shape begins with the other, or the mask is not boolean.
     """
-    if where.dtype != jnp.bool_:
-        raise ValueError(f'batch["where"] must be boolean, got {where.dtype}')
+    _boolean(where)
     common = min(where.ndim, len(shape))
     if where.shape[:common] != tuple(shape[:common]):
         raise ValueError(
@@ -127,6 +126,41 @@ def fit_mask(where: Bool[Array, "..."], shape: tuple[int, ...]) -> Bool[Array, "
         return where.any(tuple(range(len(shape), where.ndim)))
     expanded = jnp.expand_dims(where, tuple(range(where.ndim, len(shape))))
     return jnp.broadcast_to(expanded, shape)
+
+
+def counted(where: Bool[Array, "..."], column: Array) -> Bool[Array, "..."]:
+    """Return which entries of a column the mask of its batch counts, to be broadcast.
+
+    A mask of tokens counts an example of a column that has no tokens, such as an image,
+    if any of its tokens counts.
+    """
+    _boolean(where)
+    shape = column.shape
+    while where.ndim > 1 and where.shape != shape[: where.ndim]:
+        where = where.any(-1)
+    return jnp.expand_dims(where, tuple(range(where.ndim, len(shape))))
+
+
+def _boolean(where: Array) -> None:
+    if where.dtype != jnp.bool_:
+        raise ValueError(f'batch["where"] must be boolean, got {where.dtype}')
+
+
+def without_masked(batch: Batch) -> Batch:
+    """Return a batch with 0 for what is not finite and `batch["where"]` leaves out.
+
+    A loss of 0 has a gradient of 0, but times a NaN of the image it is NaN in every
+    kernel; and BatchNorm means over the whole batch.
+    """
+    if "where" not in batch:
+        return batch
+
+    def column(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return jnp.where(counted(batch["where"], x) | jnp.isfinite(x), x, 0)
+
+    return jax.tree.map(column, batch)
 
 
 def batch_mean(loss: Float[Array, "..."], batch: Batch) -> Float[Array, ""]:

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jaxkd import data, distill, evaluate, losses, models, train
+from jaxkd.data import augment
 from jaxkd.types import Outputs
 from tests import toys
 
@@ -237,25 +238,31 @@ def test_regression_on_a_table_of_floats():
 # --- masks ---
 
 
-def test_what_is_masked_changes_nothing():
+@pytest.mark.parametrize("held", [255, np.nan])
+def test_what_is_masked_changes_nothing(held):
     """A masked example is as good as absent, whatever it holds."""
     dataset = toys.dataset()
     whole = data.on_device(dataset)
+    view = toys.view
+    if np.isnan(held):  # bytes cannot hold it
+        whole["image"] = whole["image"].astype(jnp.float32)
     where = np.arange(40) % 4 > 0
     kd = {"kd": (1.0, distill.on_logits(losses.kd)), **distill.labels_only()}
-    how = {"spec": kd, "tx": optax.sgd(0.05), "view": toys.view, "batch_size": 40}
+    if np.isnan(held):
+        view = augment.normalise([0, 0, 0], [255, 255, 255])
+    how = {"spec": kd, "tx": optax.sgd(0.05), "view": view, "batch_size": 40}
     net = models.mlp([6], classes=5)
     teacher = (net, jax.jit(net.init)(jax.random.key(3), jnp.zeros((2, 4, 4, 3))))
     masked = {**whole, "where": jnp.asarray(where)}
     masked["label"] = jnp.where(where, masked["label"], 0)
-    masked["image"] = jnp.where(where[:, None, None, None], masked["image"], 255)
+    masked["image"] = jnp.where(where[:, None, None, None], masked["image"], held)
     found = train.learn(net, masked, teacher=teacher, epochs=3, **how)
     fewer = jax.tree.map(lambda column: column[where], whole)
     how["batch_size"] = 30
     expected = train.learn(net, fewer, teacher=teacher, epochs=3, **how)
     jax.tree.map(close, found.variables, expected.variables)
     close(found.final("loss"), expected.final("loss"))
-    score = lambda columns: evaluate.scorer(net, columns, view=toys.view)(found.state)
+    score = lambda columns: evaluate.scorer(net, columns, view=view)(found.state)
     jax.tree.map(close, score(masked), score(fewer))
 
 
@@ -270,6 +277,43 @@ def test_what_is_masked_changes_nothing():
 def test_a_mask_fits_losses_of_examples_and_of_tokens(where, shape, expected):
     found = distill.fit_mask(jnp.array(where), shape)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.bad_input
+def test_nan_in_a_column_is_counted_and_named():
+    image = np.zeros((40, 4, 4, 3), np.float32)
+    image[[7, 9], 0, 0] = np.nan
+    message = "has 6 NaN, in 2 of 40 examples, the first of which is 7; .*where"
+    match = rf"column \['image'\] {message}"
+    for columns in (
+        {"columns": with_column("image", image)},
+        {"test": with_column("image", image)},
+    ):
+        with pytest.raises(ValueError, match=match):
+            learn(models.mlp([4], classes=5), view=augment.chain(), **columns)
+    tree = with_column("image", {"left": image, "right": image * 0})
+    where = np.arange(40) != 9
+    match = r"\['image'\]\['left'\] has 3 NaN, in 1 of 40 examples"
+    with pytest.raises(ValueError, match=match):
+        learn(columns={**tree, "where": where})
+    # -inf is the logit of a class that is not there.
+    teacher = np.where(np.arange(5) == 4, -np.inf, np.zeros((40, 5), np.float32))
+    run = learn(columns=with_column("teacher", teacher), spec=KD, teacher="cached")
+    assert np.isfinite(run.history[-1]["loss"])
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 5, 5, 1), (2,)])
+def test_what_a_mask_counts_of_a_column(shape):
+    where = jnp.array([[True, False, False], [False, False, False]])
+    column = jnp.full(shape, jnp.nan)
+    batch = distill.without_masked(
+        {"image": column, "n": jnp.ones(2, int), "where": where}
+    )
+    tokens = np.reshape(where, (2, 3, *[1] * (len(shape) - 2)))
+    examples = np.array([True, False]).reshape(2, *[1] * (len(shape) - 1))
+    counted = tokens if shape[:2] == (2, 3) else examples
+    expected = np.broadcast_to(np.where(counted, np.nan, 0), shape)
+    np.testing.assert_array_equal(batch["image"], expected)
 
 
 def test_a_mean_over_nothing_is_zero_and_has_no_gradient():
@@ -291,9 +335,9 @@ def test_the_first_step_that_is_wrong_is_reported_and_of_it_the_term():
 
 
 def test_a_measurement_that_is_no_number_is_told_and_the_training_goes_on():
-    bad = with_column("image", np.full((40, 4, 4, 3), np.nan, np.float32))
-    with pytest.warns(UserWarning, match="nll is nan after epoch 1; look at the data"):
-        run = learn(models.mlp([4], classes=5), test=bad)
+    bad = {"mine": lambda logits, labels: jnp.nan * logits.sum()}
+    with pytest.warns(UserWarning, match="mine is nan after epoch 1; look at the data"):
+        run = learn(models.mlp([4], classes=5), test=toys.dataset(), metrics=bad)
     assert np.isfinite(run.history[-1]["loss"])
 
 

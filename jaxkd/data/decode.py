@@ -32,6 +32,7 @@ REDUCING_GAP = 2.0
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, 5 to 8 exchange width and height
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF's tags
 WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
+PNG_COLOUR, GREY_AND_ALPHA = 25, 4  # where a PNG has its colour type; one of these
 
 
 def uniform(draw: int, place: int) -> float:
@@ -164,7 +165,7 @@ def _open(encoded: bytes) -> tuple[Any, int]:
     """An image and its EXIF orientation; a JPEG's pixels are not decoded yet."""
     from PIL import Image  # only who reads encoded images needs it
 
-    image = Image.open(io.BytesIO(encoded))
+    image: Any = Image.open(io.BytesIO(encoded))
     if image.format not in ("JPEG", "MPO"):
         image.load()  # PNG may have its EXIF at the end; TIFF turns itself
     orientation = 1
@@ -172,6 +173,9 @@ def _open(encoded: bytes) -> tuple[Any, int]:
         # EXIF that cannot be parsed (errors of many types) turns nothing.
         with contextlib.suppress(Exception):
             orientation = image.getexif().get(ORIENTATION, 1)
+    # Pillow has no mode for grey and alpha of 16 bits, and makes colours of them.
+    if image.format == "PNG" and encoded[PNG_COLOUR] == GREY_AND_ALPHA:
+        image = image.convert("L")
     return image, orientation if orientation in range(1, 9) else 1
 
 

@@ -116,7 +116,8 @@ def learn(
       The run: `variables`, `history`, `seed(i)`.
 
     Raises:
-      ValueError: before training: if columns differ in length, a label has no output,
+      ValueError: before training: if columns differ in length or hold NaN that no mask
+        leaves out, a label has no output,
         stored bytes reach the network, or networks, spec and data do not fit.
       FloatingPointError: if a metric is not finite, naming the step and the term.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, when the epoch under way is done and
@@ -288,6 +289,31 @@ def _teacher(teacher: Any, inputs: Inputs) -> tuple[Teacher, Any]:
 def _columns(examples: data.Dataset | Batch | Stream) -> Batch | Stream:
     if isinstance(examples, Stream):
         return examples
+    columns = _on_device(examples)
+    for keys, column in jax.tree_util.tree_leaves_with_path(columns):
+        if jnp.issubdtype(column.dtype, jnp.floating):
+            _check_numbers(jax.tree_util.keystr(keys), column, columns.get("where"))
+    return columns
+
+
+def _check_numbers(name: str, column: Array, where: Array | None) -> None:
+    """Refuse a column with NaN where the mask counts.
+
+    Infinities pass: a teacher's logit may be -inf.
+    """
+    bad = jnp.isnan(column)
+    if where is not None:
+        bad &= distill.counted(where, column)
+    if number := int(jnp.sum(bad)):
+        rows = jnp.any(bad.reshape(len(bad), -1), 1)
+        raise ValueError(
+            f"column {name} has {number} NaN, in {int(jnp.sum(rows))} of {len(bad)} "
+            f"examples, the first of which is {int(jnp.argmax(rows))}; leave these "
+            'out, or mask them by a column "where", boolean, false for them'
+        )
+
+
+def _on_device(examples: data.Dataset | Batch) -> Batch:
     if isinstance(examples, data.Dataset):
         return data.on_device(examples)
     if not isinstance(examples, Mapping):

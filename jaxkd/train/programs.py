@@ -14,7 +14,7 @@ from jaxkd import data, mesh as meshes
 from jaxkd.cache.replay import in_turn
 from jaxkd.data import Stream, stream as streams
 from jaxkd.data.augment import View
-from jaxkd.distill import Distiller, TrainState
+from jaxkd.distill import Distiller, TrainState, without_masked
 from jaxkd.types import Batch, Metrics
 
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -103,6 +103,7 @@ def make_epoch(
         def step(state: TrainState, now: tuple[Array, Array]) -> tuple:
             indices, key = now
             batch = meshes.split(data.gather(resident, indices), mesh)
+            batch = without_masked(batch)
             batch = meshes.split(view(key, batch), mesh)
             return distiller.step(state, teacher_variables, batch)
 
@@ -148,7 +149,8 @@ def make_step(distiller: Distiller, stream: Stream, *, view: View) -> Step:
         meshes.check_placed(
             stream.mesh, state=state, teacher_variables=teacher_variables, batch=batch
         )
-        seen = view(streams.view_key(key, epoch, number, stream.steps), batch)
+        key = streams.view_key(key, epoch, number, stream.steps)
+        seen = view(key, without_masked(batch))
         # Each device keeps an equal part, whatever the view did.
         return distiller.step(state, teacher_variables, meshes.split(seen, stream.mesh))
 

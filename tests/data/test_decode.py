@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -76,6 +77,23 @@ def tiff(values, bits, *, white_is_zero=False, order="<"):
     return head + strip + count + entries + b"\0" * 4
 
 
+def png(values):
+    """Grey and alpha of 16 bits as a PNG file, which Pillow does not write."""
+    height, width, _ = values.shape
+    rows = values.astype(">u2").reshape(height, -1)
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)  # not filtered
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, 4, 0, 0, 0),
+        b"IDAT": zlib.compress(lines),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts.items()
+    )  # fmt: skip
+
+
 ONE_BIT = GREY > 127
 TWELVE = (DEEP >> 4).astype(np.uint16)
 INKS = stack(COLOUR, ALPHA)
@@ -93,6 +111,7 @@ CASES = {
         GREY,
     ),
     "LA": (encode(Image.fromarray(stack(GREY, ALPHA), "LA")), GREY),
+    "LA of 16 bits": (png(stack(DEEP, DEEP.T.reshape(DEEP.shape))), DEEP >> 8),
     "P": (encode(with_palette(PALETTE)), PALETTE[NUMBERS]),
     "P gif": (encode(with_palette(PALETTE), "gif"), PALETTE[NUMBERS]),
     "P bmp": (encode(with_palette(PALETTE), "bmp"), PALETTE[NUMBERS]),

@@ -59,8 +59,9 @@ def analyse(
         GroupNorm, softmax and products of queries with keys do: with fewer of them the
         result is another. "allow" leaves them free, and `Plan.inexact` says where.
       splits: what channels lose that are cut into sections (groups of GroupNorm,
-        attention heads, channel shuffles). "whole": whole sections. "equal": of each
-        section the same. Both are right only if the network takes the number of
+        attention heads, channel shuffles). "whole": whole sections; nothing else can
+        go from a GroupNorm, since the statistics of a group are those of all its
+        channels. "equal": of each section the same. Both are right only if the network takes the number of
         sections, or their size, from the shape; where it does not, the channels stay.
 
     Returns:

@@ -37,10 +37,10 @@ def resized(network: Any) -> Any:
 
     Layers of linen that have a width (`Dense`, `DenseGeneral`, `Conv`, `ConvLocal`,
     `ConvTranspose`, `Einsum`, `Embed`) take it from their kernels' shapes, and so does
-    every `self.param` of your own modules. `GroupNorm` keeps the size of its groups,
-    of which there are fewer. Everything else takes its width from its inputs or, where
-    it reshapes by a number of its own, cannot be resized. With the original variables
-    nothing changes. The module itself is left as it is.
+    every `self.param` of your own modules. `GroupNorm` loses whole groups only: the
+    size of a group stays, and there are fewer of them. Everything else takes its width
+    from its inputs or, where it reshapes by a number of its own, cannot be resized.
+    With the original variables nothing changes. The module itself is left as it is.
 
     Args:
       network: a `jaxkd.models.Net` made of a linen module, or a linen module.
