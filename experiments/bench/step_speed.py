@@ -120,6 +120,22 @@ def _quick(seed: int) -> jax.Array:
     return jax.random.key(seed, impl="rbg")
 
 
+def procedure(
+    case: dict[str, Any], teacher: str, dtype: Any = None
+) -> tuple[distill.Distiller, Any]:
+    """How a case trains its student, and the teacher's network."""
+    student, net = networks(case, dtype)
+    teaches: distill.Teacher = distill.no_teacher
+    spec: dict[str, Any] = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
+    if teacher != "none":
+        temperature, hard, soft = case["kd"]
+        kd = distill.on_logits(losses.kd, temperature=temperature)
+        spec = {"ce": (hard, spec["ce"][1]), "kd": (soft, kd)}
+        teaches = distill.cached if teacher == "cached" else distill.frozen(net)
+    tx = case.get("tx", optax.adam(1e-3))
+    return distill.distiller(student, teaches, spec, tx), net
+
+
 def setting(case: dict[str, Any], teacher: str, dtype: Any = None) -> Setting:
     """Puts the data of a case on the device and initialises its networks."""
     n = case["steps"] * case["batch_size"]
@@ -127,20 +143,10 @@ def setting(case: dict[str, Any], teacher: str, dtype: Any = None) -> Setting:
     classes, view = case.get("classes", 10), scale(case["shape"][-1])
     dataset = images(case["shape"], n, classes)
     resident = data.on_device(dataset)
-    student, net = networks(case, dtype)
-    teaches: distill.Teacher = distill.no_teacher
-    variables = None
-    spec: dict[str, Any] = {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
-    if teacher != "none":
-        temperature, hard, soft = case["kd"]
-        kd = distill.on_logits(losses.kd, temperature=temperature)
-        spec = {"ce": (hard, spec["ce"][1]), "kd": (soft, kd)}
-        teaches = distill.cached if teacher == "cached" else distill.frozen(net)
-    if teacher == "live":
-        variables = variables_of(net, case["shape"])
+    d, net = procedure(case, teacher, dtype)
+    variables = variables_of(net, case["shape"]) if teacher == "live" else None
     if teacher == "cached":
         resident["teacher"] = jax.random.normal(jax.random.key(3), (n, classes))
-    d = distill.distiller(student, teaches, spec, case.get("tx", optax.adam(1e-3)))
     example = train.example(resident, view)
     state = jax.jit(d.init)(_quick(0), variables, example)
     state = state._replace(key=jax.random.key(0))  # as a training has it

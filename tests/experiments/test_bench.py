@@ -10,8 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import _cases as cases, _device as device, cache, step_speed
-from jaxkd import cost
+from experiments.bench import (
+    _cases as cases,
+    _device as device,
+    cache,
+    roofline,
+    step_speed,
+)
+from jaxkd import cost, jaxpr
 from jaxkd.models import mlp
 
 DEEP = pytest.mark.slow  # traced for a second or two
@@ -299,6 +305,77 @@ def test_no_peak_is_made_up(kind):
 
 def test_every_peak_has_a_source():
     assert all(source.startswith("https://") for _, source in device.PEAKS.values())
+
+
+# On paper
+
+
+def test_launches_by_hand():
+    def f(x, w):
+        y = x @ w  # reads both, writes y
+        a = jnp.maximum(y + 1, 0)  # a part of what follows, and a result
+        return a, jnp.sum(a), jnp.sum(a * a)  # one launch: both read a
+
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 8), (8, 16)))
+    found = roofline.launches(jaxpr.trace(f, x, w))
+    x, w, y = 4 * 4 * 8, 4 * 8 * 16, 4 * 4 * 16  # bytes
+    assert sorted(found) == [(0, y + 2 * 4), (0, 2 * y), (2 * 4 * 8 * 16, x + w + y)]
+
+
+def test_what_is_used_often_is_stored_where_that_moves_less():
+    def f(times, a, b, c):
+        s = a + b + c
+        return [jnp.sum(s * i, axis=1) for i in range(1, times + 1)]
+
+    shapes = [jax.ShapeDtypeStruct((256, 256), jnp.float32)] * 3
+    size = 4 * 256 * 256
+    for times in (1, 5):
+        program = jaxpr.trace(functools.partial(f, times), *shapes)
+        moved = sum(bytes for _, bytes in roofline.launches(program))
+        # Once it is computed while it is summed; else it is written and read.
+        assert moved == size * (3 if times == 1 else 5) + times * 4 * 256
+
+
+def test_a_strided_gradient_multiplies_no_zeros():
+    conv = lambda x, w: jax.lax.conv(x, w, (2, 2), "SAME")
+    x = jax.ShapeDtypeStruct((1, 3, 8, 8), jnp.float32)
+    w = jax.ShapeDtypeStruct((5, 3, 2, 2), jnp.float32)
+    grads = jax.grad(lambda x, w: conv(x, w).sum(), (0, 1))
+    work = sum(flops for flops, _ in roofline.launches(jaxpr.trace(grads, x, w)))
+    assert work == 2 * 2 * (5 * 4 * 4) * (3 * 2 * 2)
+
+
+def test_the_roofline_of_the_mlps(capsys):
+    rows = roofline.main(roofline.Config(names=("mnist_mlp",)))
+    printed = capsys.readouterr()
+    assert [json.loads(line) for line in printed.out.splitlines()] == rows
+    assert "bound" in printed.err
+    assert [row["teacher"] for row in rows] == ["live"] * 2 + ["cached"] * 2
+    case = cases.CASES["mnist_mlp"]
+    first = case["student"].keywords["widths"][0]
+    images_gradient = 2 * case["batch_size"] * 28 * 28 * first  # not computed
+    for row in rows:
+        flops = cases.flops(case, row["teacher"]) - images_gradient
+        assert row["gflop"] == pytest.approx(flops / 1e9, rel=1e-3)
+        limits = [row[f"{kind}_ms"] for kind in ("compute", "memory", "launch")]
+        assert max(limits) == row[f"{row['bound']}_ms"]
+        assert max(limits) <= row["in_turn_ms"] * 1.001 <= sum(limits) * 1.002
+    assert rows[0]["bound"] == "launch" and rows[1]["bound"] == "memory"
+
+
+def test_the_counts_are_about_the_compilers():
+    f, args = roofline.step(cases.CASES["mnist_mlp"], "cached")
+    found = jax.jit(f).lower(*args).compile().cost_analysis()
+    parts = roofline.launches(jaxpr.trace(f, *args))
+    flops, moved = (sum(numbers) for numbers in zip(*parts, strict=True))
+    assert flops < found["flops"] < 1.5 * flops  # with elementwise operations
+    assert moved < found["bytes accessed"] < 3 * moved  # less is fused on a CPU
+
+
+@pytest.mark.bad_input
+def test_the_roofline_names_its_cases():
+    with pytest.raises(SystemExit, match="no case 'resnet9'; there are"):
+        roofline.main(roofline.Config(names=("resnet9",)))
 
 
 # What was asked for
