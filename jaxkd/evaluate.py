@@ -210,9 +210,15 @@ def nll(
     *,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean negative log-likelihood of the labels, in nats."""
+    """Mean negative log-likelihood of the labels, in nats.
+
+    A label without a class among the logits has probability 0, and so the mean is inf,
+    when traced; else it is refused.
+    """
     _check.labels(labels, logits.shape[:-1])
-    return _mean(losses.cross_entropy(logits, labels), _labelled(labels, where))
+    loss = losses.cross_entropy(logits, labels)
+    loss = jnp.where(labels < logits.shape[-1], loss, jnp.inf)
+    return _mean(loss, _labelled(labels, where))
 
 
 def ece(

@@ -43,6 +43,10 @@ def test_nll_is_the_mean_of_minus_log_p():
     assert float(evaluate.nll(logits, labels)) == pytest.approx(wanted, rel=1e-5)
     far = jnp.array([[0.0, 1e4]])
     assert float(evaluate.nll(far, jnp.array([0]))) == pytest.approx(1e4)
+    # Five outputs for ten classes: not a mean over the labels that have an output.
+    traced = jax.jit(lambda labels: evaluate.nll(far, labels))
+    assert float(traced(jnp.array([2]))) == np.inf
+    assert float(traced(jnp.array([-1]))) == 0
 
 
 @pytest.mark.bad_input

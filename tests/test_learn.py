@@ -336,7 +336,8 @@ def test_the_first_step_that_is_wrong_is_reported_and_of_it_the_term():
 
 def test_a_measurement_that_is_no_number_is_told_and_the_training_goes_on():
     bad = {"mine": lambda logits, labels: jnp.nan * logits.sum()}
-    with pytest.warns(UserWarning, match="mine is nan after epoch 1; look at the data"):
+    match = "mine is not finite after epoch 1; look at the data"
+    with pytest.warns(UserWarning, match=match):
         run = learn(models.mlp([4], classes=5), test=toys.dataset(), metrics=bad)
     assert np.isfinite(run.history[-1]["loss"])
 

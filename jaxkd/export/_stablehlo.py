@@ -1,12 +1,11 @@
 """StableHLO: the plain program by `jax.export`, for every platform that XLA has."""
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -86,7 +85,7 @@ def stablehlo(
             )
         plain = jax.jit(functools.partial(program.call, closed))
         exported = jax.export.export(plain, platforms=list(platforms))
-        with _without_locations():
+        with program.without_locations():
             image = jax.ShapeDtypeStruct(closed.in_avals[0].shape, np.float32)
             content = bytes(exported(image).serialize())
         notes = files.notes("stablehlo", asked.image_shape, batch, *asked[3:5])
@@ -105,18 +104,6 @@ def stablehlo(
         batch=batch,
         **options,
     )
-
-
-@contextlib.contextmanager
-def _without_locations() -> Iterator[None]:
-    """The file is the same whoever calls: it does not say where in their code."""
-    limit = "jax_traceback_in_locations_limit"
-    before = getattr(jax.config, limit)
-    jax.config.update(limit, 0)
-    try:
-        yield
-    finally:
-        jax.config.update(limit, before)
 
 
 _PLATFORM = {"cuda": "gpu", "rocm": "gpu"}

@@ -85,7 +85,8 @@ def tflite(
         plain = jax.jit(functools.partial(program.call, uneven(closed)))
         exported = jax.export.export(plain, platforms=["cpu"])
         image = jax.ShapeDtypeStruct(closed.in_avals[0].shape, np.float32)
-        blob = convert(exported(image), strict=marked)
+        with program.without_locations():
+            blob = convert(exported(image), strict=marked)
         if recipe is not None:
             blob = rounded(blob, RECIPES[recipe])
         notes = files.notes("tflite", asked.image_shape, batch, *asked[3:5])
@@ -155,13 +156,16 @@ def convert(exported: Any, strict: bool) -> bytes:
 
 
 def _refusal(text: str) -> str:
-    """What a failure of the converter means, with the operation if it names one."""
+    """What a failure of the converter means, with operation and module if known."""
     named = re.search(r"failed to legalize operation '([\w.]+)'", text)
     what = f"the operation {named[1]}" if named else "an operation"
-    first = text.split("\n")[0]
+    at, first = re.search(r'loc\("([^"]+)"\)', text), text.split("\n")[0][:300]
+    where = "in this network"
+    if at is not None:
+        where = f"({at[1].rpartition('/')[2]} in {census.place(at[1])})"
     return (
-        f"LiteRT's converter has no form of {what} in this network: write it as onnx "
-        f"or stablehlo, or use another operation in its place. It says: {first}"
+        f"LiteRT's converter has no form of {what} {where}: write it as onnx or "
+        f"stablehlo, or use another operation in its place. It says: {first}"
     )
 
 

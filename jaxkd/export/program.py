@@ -7,8 +7,9 @@ does not depend on is left out. For runtimes other than XLA, loops are written o
 transposed convolutions become convolutions, and views of many axes views of few.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -100,6 +101,21 @@ def trace(
     if len(out) != 1 or not out[0].shape or out[0].shape[0] != x.shape[0]:
         raise ValueError(f"f must return logits [batch, classes], got {out}")
     return closed
+
+
+@contextlib.contextmanager
+def without_locations() -> Iterator[None]:
+    """Operations are located by their modules alone, not by lines of code.
+
+    The file is then the same whoever calls, and a converter's error names the module.
+    """
+    limit = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, limit)
+    jax.config.update(limit, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(limit, before)
 
 
 def call(closed: Any, x: Array) -> Array:

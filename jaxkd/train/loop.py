@@ -182,10 +182,11 @@ def fit(
             if evaluate is not None:
                 measured = _wait(evaluate(state), tick)
                 row |= {metric: value.tolist() for metric, value in measured.items()}
-                wrong = [m for m, value in measured.items() if np.isnan(value).any()]
+                sound = {m: np.isfinite(value).all() for m, value in measured.items()}
+                wrong = [m for m, finite in sound.items() if not finite]
                 if wrong:  # the training itself is sound, and is not given up
                     warnings.warn(
-                        f"{name}: {', '.join(wrong)} is nan after epoch "
+                        f"{name}: {', '.join(wrong)} is not finite after epoch "
                         f"{place.epoch + 1}; look at the data to measure on",
                         stacklevel=2,
                     )

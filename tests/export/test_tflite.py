@@ -2,6 +2,7 @@
 
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -74,6 +75,18 @@ def test_what_stays_float_is_an_error_that_lists_it(tmp_path):
     assert not list(tmp_path.iterdir())
     report = write(tmp_path, f, float_ops=("SIN",))
     assert report.float_ops == {"SIN": 1}
+
+
+@pytest.mark.bad_input
+def test_what_the_converter_lacks_is_named_with_its_module(tmp_path):
+    def f(x):
+        with jax.named_scope("Net/middle"):
+            return jnp.linalg.svd(x[..., 0])[1]
+
+    match = r"the operation stablehlo.custom_call \(svd in middle\): write it as onnx"
+    with pytest.raises(NotImplementedError, match=match):
+        write(tmp_path, f)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.bad_input

@@ -61,8 +61,9 @@ def analyse(
       splits: what channels lose that are cut into sections (groups of GroupNorm,
         attention heads, channel shuffles). "whole": whole sections; nothing else can
         go from a GroupNorm, since the statistics of a group are those of all its
-        channels. "equal": of each section the same. Both are right only if the network takes the number of
-        sections, or their size, from the shape; where it does not, the channels stay.
+        channels. "equal": of each section the same. Both are right only if the
+        network takes the number of sections, or their size, from the shape; where it
+        does not, the channels stay.
 
     Returns:
       The plan.
