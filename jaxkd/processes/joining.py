@@ -15,7 +15,8 @@ def start(*, timeout: int = 300, port: int = 0) -> None:
 
     To be called once, before anything that uses a device. It returns when all processes
     are there. Collectives of CPU devices go through gloo, as jax does by default; they
-    are for tests and small runs (see `_one_after_another`).
+    are for tests and small runs: see `_in_one_order`, which also turns jax's persistent
+    compilation cache off.
 
     Args:
       timeout: how many seconds to wait for the others.
@@ -29,7 +30,7 @@ def start(*, timeout: int = 300, port: int = 0) -> None:
     here = place(os.environ)
     if here is None or here.processes == 1:
         return
-    _one_after_another()
+    _in_one_order()
     words = peers.last_words(
         f"{here}: not all of them were at {here.address} within {timeout} s. Were all "
         f"started with the same {NAMES[0]} and {NAMES[1]}? Do they reach that port?"
@@ -50,12 +51,20 @@ def start(*, timeout: int = 300, port: int = 0) -> None:
     peers.watch(here, links, words)
 
 
-def _one_after_another() -> None:
-    """Leaves XLA's CPU client one thread, where devices are CPUs.
+def _in_one_order() -> None:
+    """Makes processes whose devices are CPUs run collectives in the same order.
 
-    With more, it runs collectives at once that do not depend on one another, such as
-    those inside and outside of a `lax.cond`. gloo then mistakes one for the other: the
-    runtime aborts where their sizes differ, and would compute nonsense where not.
+    gloo tells collectives apart by nothing but their order. Where two processes start
+    them in different orders, they wait for one another for ever, the runtime aborts
+    because the sizes differ, or the results are wrong. XLA's CPU client runs the
+    operations of one program concurrently, and what it keeps in order is not enough:
+
+    - In a program from the persistent compilation cache, the collectives inside of a
+      loop or a `lax.cond` are not ordered with those outside of it. (With jax 0.10.2,
+      TF_CPP_VMODULE=execution_graph=2 logs these edges where a program is compiled, not
+      where it is read.) So nothing is read: the cache is off.
+    - In any program, a collective waits for the start of a loop or a `lax.cond` before
+      it, not for the end. So the client has one thread.
     """
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     plugins = importlib.util.find_spec("libtpu") or metadata.entry_points(
@@ -63,3 +72,4 @@ def _one_after_another() -> None:
     )
     if platforms == "cpu" or (not platforms and not plugins):
         os.environ.setdefault("PJRT_NPROC", "1")
+        jax.config.update("jax_enable_compilation_cache", False)
