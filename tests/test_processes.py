@@ -140,7 +140,7 @@ def test_the_first_process_writes_and_the_others_read(alone, pair):
 
 
 def test_cpu_processes_read_no_stored_programs(alone, pair):
-    """Stored, a program loses the order of its collectives: a pair may hang."""
+    """Programs that are read have lost the order of collectives: a pair may hang."""
     assert [said["stored"] for said in pair[1]] == [False, False]
     assert alone[1]["stored"] == jax.config.jax_enable_compilation_cache
 

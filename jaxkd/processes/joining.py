@@ -60,9 +60,9 @@ def _in_one_order() -> None:
     operations of one program concurrently, and what it keeps in order is not enough:
 
     - In a program from the persistent compilation cache, the collectives inside of a
-      loop or a `lax.cond` are not ordered with those outside of it. (With jax 0.10.2,
-      TF_CPP_VMODULE=execution_graph=2 logs these edges where a program is compiled, not
-      where it is read.) So nothing is read: the cache is off.
+      loop or a `lax.cond` are not ordered with those outside of it. (With jax 0.10.2
+      and 0.12, TF_CPP_VMODULE=execution_graph=2 logs these edges where a program is
+      compiled, and not where it is read.) So nothing is read: the cache is off.
     - In any program, a collective waits for the start of a loop or a `lax.cond` before
       it, not for the end. So the client has one thread.
     """
