@@ -56,6 +56,11 @@ def same_length(*shapes: tuple[int, ...]) -> None:
         )
 
 
+def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Half precision becomes float32: means and differences need the digits."""
+    return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
+
+
 def flat_space(
     features: Float[Array, "batch *space channels"],
 ) -> Float[Array, "batch positions channels"]:
@@ -66,7 +71,8 @@ def flat_space(
 def average(
     features: Float[Array, "batch *space channels"],
 ) -> Float[Array, "batch channels"]:
-    """The mean over the positions, if there are any."""
+    """The mean over the positions, if there are any; of half precision in float32."""
+    features = widen(features)
     return features if features.ndim == 2 else jnp.mean(flat_space(features), axis=1)
 
 
@@ -125,7 +131,12 @@ def smooth_l1(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def pool(
     features: Float[Array, "batch *space channels"], space: tuple[int, ...]
 ) -> Float[Array, "batch *smaller channels"]:
-    """Adaptive average pooling: cell i of n covers floor(i s/n) to ceil((i+1) s/n)."""
+    """Adaptive average pooling: cell i of n covers floor(i s/n) to ceil((i+1) s/n).
+
+    Means of half precision are in float32; a map that has this size stays as it is.
+    """
+    if features.shape[1:-1] != tuple(space):
+        features = widen(features)
     for axis, cells in enumerate(space, start=1):
         features = _pool_axis(features, axis, cells)
     return features

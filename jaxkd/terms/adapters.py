@@ -14,7 +14,7 @@ def resize(features: Array, space: tuple[int, ...]) -> Array:
     """Maps `[batch, *space, channels]` at another size.
 
     An axis that shrinks is averaged (adaptive average pooling), one that grows is
-    interpolated linearly.
+    interpolated linearly; half precision becomes float32.
 
     Raises:
       ValueError: for token sequences `[batch, tokens, dim]`, if the length changes.
@@ -25,7 +25,7 @@ def resize(features: Array, space: tuple[int, ...]) -> Array:
     if smaller == space:
         return features
     shape = (len(features), *space, features.shape[-1])
-    return jax.image.resize(features, shape, "linear")
+    return jax.image.resize(fm.widen(features), shape, "linear")
 
 
 class Adapter(nn.Module):

@@ -70,7 +70,6 @@ def srd(pair: _pairs.Pairs = "pooled") -> Term:
 
 
 def standardize(x: Float[Array, "batch dims"]) -> Float[Array, "batch dims"]:
-    """Subtract the mean over the batch and divide by the deviation, in float32."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    """Subtract the mean over the batch and divide by the deviation."""
     x = x - jnp.mean(x, axis=0, keepdims=True)
     return x / jnp.sqrt(jnp.mean(jnp.square(x), axis=0, keepdims=True) + EPSILON)

@@ -53,9 +53,7 @@ def vkd(pair: _pairs.Pairs = "pooled") -> Term:
     def features(s: Outputs, t: Outputs) -> tuple[Array, Array]:
         here, there = s.tap(student), t.tap(teacher)
         fm.same_length(here.shape, there.shape)
-        here, there = fm.average(here), fm.average(there)
-        widen = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return widen(here), widen(there)
+        return fm.average(here), fm.average(there)
 
     def init(key: Array, s: Outputs, t: Outputs, batch: Batch) -> tuple[Params, State]:
         here, there = features(s, t)

@@ -183,9 +183,10 @@ def test_the_last_batch_norm_is_where_the_docstring_says(name):
         np.testing.assert_allclose(change, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", SMALL)
-def test_half_precision_computes_but_neither_stores_nor_decides(name):
-    net = SMALL[name](classes=CLASSES, dtype=jnp.bfloat16)
+def test_half_precision_computes_but_neither_stores_nor_decides(name, dtype):
+    net = SMALL[name](classes=CLASSES, dtype=jnp.dtype(dtype))
     x = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
     params, state = jax.eval_shape(net.init, KEY, x)
     apply = lambda p, s, x: net.apply(p, s, x, train=True, key=KEY)
@@ -193,20 +194,21 @@ def test_half_precision_computes_but_neither_stores_nor_decides(name):
     for tree in (params, state, moved):
         assert {v.dtype for v in jax.tree.leaves(tree)} <= {jnp.dtype("float32")}
     half = {k: v.dtype for k, v in out.taps.items() if not k.endswith("logits")}
-    assert set(half.values()) == {jnp.dtype("bfloat16")}
+    assert set(half.values()) == {jnp.dtype(dtype)}
     assert out.logits.dtype == jnp.float32
 
 
-def test_statistics_of_half_precision_are_taken_in_single():
-    net = resnet(8, classes=CLASSES, widths=(2, 2, 2, 2), dtype=jnp.bfloat16)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_statistics_of_half_precision_are_taken_in_single(dtype):
+    net = resnet(8, classes=CLASSES, widths=(2, 2, 2, 2), dtype=jnp.dtype(dtype))
     x = 100 + images(64, 4)
     params, state = drawn(net, x)
     apply = lambda p, s, x: net.apply(p, s, x, train=True)[1]
     moved = jax.jit(apply)(params, state, x)["batch_stats"]["stem_norm"]
     # What the stem's convolution gives in half precision, its statistics in double.
-    kernel = params["stem_conv"]["kernel"].astype(jnp.bfloat16)
+    kernel = params["stem_conv"]["kernel"].astype(dtype)
     y = jax.lax.conv_general_dilated(
-        x.astype(jnp.bfloat16), kernel, (1, 1), "SAME",
+        x.astype(dtype), kernel, (1, 1), "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
     y = np.asarray(y, np.float64)
