@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxkd import _check, store
@@ -204,7 +205,9 @@ def write(
                 f"({error.__cause__ or error}). Write another format, or use another "
                 "operation in the place of the one that it names"
             ) from error
-        wanted = reference(network.logits(net, params, state), batch)(asked.inputs)
+        # Accelerators would round float32 to fewer bits than the file's runtime.
+        with jax.default_matmul_precision("highest"):
+            wanted = reference(network.logits(net, params, state), batch)(asked.inputs)
         verdict = judge(
             path,
             batched(run, batch),

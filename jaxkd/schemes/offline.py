@@ -49,6 +49,7 @@ __all__ = [
     "showing",
 ]
 
+
 def on_device(dataset: data.Dataset, scores: Scores) -> Batch:
     """Puts a data set and its scores on the device.
 

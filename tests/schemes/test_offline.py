@@ -125,9 +125,7 @@ def test_replayed_views_teach_what_a_live_teacher_shown_them_teaches(
     resident = offline.on_device(digits, scores)
     assert resident["teacher_views"].shape == (160, 3, 10)
     with_scores = fit(resident, distill.cached, None, SOFT, views)
-    shown = fit(
-        data.on_device(digits), LIVE, variables, SOFT, views
-    )
+    shown = fit(data.on_device(digits), LIVE, variables, SOFT, views)
     same(with_scores, shown)
     # The comparison can tell: the scores of a wrong view teach something else.
     wrong = {**resident, "teacher_views": jnp.roll(resident["teacher_views"], 1, 1)}

@@ -1,5 +1,6 @@
 """Check that a pruned network computes what the masked one does."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,14 +61,18 @@ def check(
         with the module and the operation where they first differ.
     """
     small, masked = plan.apply(variables, dropped), _masked(plan, variables, dropped)
+    # Accelerators would round float32 to fewer bits, and see a difference in that.
+    exactly = functools.partial(jax.default_matmul_precision, "highest")
     try:
-        program = _trial.pruned_program(apply, variables, small, inputs)
+        with exactly():
+            program = _trial.pruned_program(apply, variables, small, inputs)
     except ValueError as error:
         raise ValueError(
             f"{error}\nIts code may decide by a width or reshape to one; take these "
             "channels out of the plan with exclude=."
         ) from error
-    whole = jaxpr.trace(apply, masked, *inputs)
+    with exactly():
+        whole = jaxpr.trace(apply, masked, *inputs)
     if operation := _trial.other_operation(whole, program):
         raise ValueError(operation)
     macs = cost.program_macs(program)
