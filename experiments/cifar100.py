@@ -4,8 +4,7 @@ RepDistiller's protocol: 240 epochs of SGD at batch 64, crops and flips, the acc
 after the last epoch. Methods are those of `jaxkd.recipes` with their published options,
 or others after a colon, or functions of your own, of the same type. The teacher is
 trained once and kept under OUT/teachers. Students of one seed start from the same
-weights and see the same batches. On an accelerator networks compute in bfloat16, and
-seeds are trained together.
+weights and see the same batches. On an accelerator networks compute in bfloat16.
 
     python -m experiments.cifar100 --teacher resnet32x4 --student resnet8x4
     python -m experiments.cifar100 --methods kd dkd:beta=2.0 crd mymodule:myfunction
@@ -110,7 +109,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         batch_size=config.batch_size,
         epochs=length.epochs,
         seeds=1,
-        together=not on_cpu,
+        together=False,
         test=test,
         test_view=plain,
         checkpoints=pathlib.Path(config.out) / "teachers" / name,
@@ -136,7 +135,7 @@ def main(config: Config) -> list[dict[str, Any]]:
                 view=view,
                 key=jax.vmap(jax.random.key)(jnp.arange(config.seeds)),
                 batch_size=config.batch_size,
-                together=not on_cpu,
+                together=False,
                 evaluate=score if config.every_epoch else None,
                 log=log,
                 name=method,

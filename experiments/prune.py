@@ -142,7 +142,7 @@ def main(config: Config) -> list[dict[str, Any]]:
 
     # The whole network, which is kept for other runs; its groups of channels.
     directory, log = common.start("prune", config, may_change=["methods", "fractions"])
-    how |= {"log": log, "together": not on_cpu, "test": test, "test_view": plain}
+    how |= {"log": log, "together": False, "test": test, "test_view": plain}
     if saved is None:
         kept = f"{config.dataset}-{config.net}-{config.epochs}-epochs"
         seen = f"{len(images.images)}-images-of-{images.split}"

@@ -153,7 +153,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     grids = ["methods", "activations", "scales", "bits", "repeats"]
     directory, log = common.start("quantize", config, may_change=grids)
     on_cpu = jax.default_backend() == "cpu"
-    how |= {"log": log, "together": not on_cpu}
+    how |= {"log": log, "together": False}
     seen = f"{len(lessons.images)}-images-of-{lessons.split}"
     kept = f"{config.dataset}-{config.teacher}-{config.teacher_epochs}-epochs-{seen}"
     taught = train.learn(

@@ -116,7 +116,7 @@ def main(config: Config) -> dict[str, float]:
             batch_size=config.batch_size,
             epochs=config.teacher_epochs or 0,
             seeds=1,
-            together=not on_cpu,
+            together=False,
             test=test,
             test_view=plain,
             checkpoints=directory / "teacher",

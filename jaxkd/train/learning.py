@@ -99,7 +99,7 @@ def learn(
       mesh: trains on all of its devices, e.g. `mesh.make()`; a stream has its own. The
         teacher is replicated unless it lies on the mesh already, split for instance.
       together: trains seeds by `vmap`; else one after another, which is faster for
-        convolutions on a CPU. Streamed, it is always one after another.
+        networks with convolutions. Streamed, it is always one after another.
       checkpoints: a folder in which the state is saved. A call with the same arguments
         resumes from there, and returns at once what is finished.
       save_every: saves after so many steps of an epoch, too.
