@@ -18,7 +18,6 @@ experiments/README.md.
 import dataclasses
 from typing import Any, Literal
 
-import jax
 import optax
 import tyro
 

@@ -23,7 +23,6 @@ import functools
 import pathlib
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 import tyro
@@ -106,7 +105,7 @@ def main(config: Config) -> dict[str, float]:
 
     # The teacher: the base with every width and expansion at its greatest.
     plain, view = views(config, images)
-    net, on_cpu = teacher(space, base), jax.default_backend() == "cpu"
+    net = teacher(space, base)
     with common.refusing("cannot train"):
         taught = train.learn(
             net,

@@ -150,8 +150,15 @@ def main(config: Config) -> list[dict[str, Any]]:
     # The teacher, and what it says of the views of every image.
     def train_teacher() -> train.Variables:
         how = length(config.teacher_epochs, config.teacher_rate, config.teacher_decay)
-        saved = {"checkpoints": directory / "training", "save_epochs": 10}
-        run = learn(teacher, images, view=erased, name="teacher", **saved, **how)
+        run = learn(
+            teacher,
+            images,
+            view=erased,
+            checkpoints=directory / "training",
+            save_epochs=10,
+            name="teacher",
+            **how,
+        )
         found = accuracy_of(teacher, run.variables, test, plain)
         store.write_json(directory / "teacher.json", {"accuracy": found})
         return run.variables
@@ -169,10 +176,10 @@ def main(config: Config) -> list[dict[str, Any]]:
         return offline.on_device(images, scores)
 
     def lesson(line: str) -> dict[str, Any]:
-        several = {"seeds": config.seeds, "together": False}
+        several: dict[str, Any] = {"seeds": config.seeds, "together": False}
         if line == "alone":
             return {"examples": images, "view": shifted, **several}
-        how = {"teacher": "cached", "spec": taught, "view": seen}
+        how: dict[str, Any] = {"teacher": "cached", "spec": taught, "view": seen}
         return {"examples": scored(), **how, **several}
 
     # The students; variables have a leading axis of seeds.
@@ -236,16 +243,16 @@ def main(config: Config) -> list[dict[str, Any]]:
 
     # All of it, measured before a file is written.
     kept("teacher", train_teacher)
-    rows, nets = [], {}
+    rows: list[dict[str, Any]] = []
+    nets = {}
     for kind, make in {"float": in_float, "int8": in_int8}.items():
         for line in LINES:
             net, variables = make(line)
             each = [of_seed(variables, seed) for seed in range(config.seeds)]
             accuracy = [accuracy_of(net, v, test, plain) for v in each]
             nets[line, kind] = net, each
-            row = {"line": line, "kind": kind, "network": accuracy}
+            rows.append({"line": line, "kind": kind, "network": accuracy})
             log({"run": f"{line}, {kind}", "accuracy": accuracy})
-            rows.append(row)
     packages = ("litert_converter", "ai_edge_litert", "onnx", "onnxruntime")
     if missing := [name for name in packages if not importlib.util.find_spec(name)]:
         print(f"no files without {', '.join(missing)}: install '.[litert,onnx]', then")

@@ -19,6 +19,7 @@ while they are there; one that fails, or for which the time is too short, leaves
     one seed.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,7 +28,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -81,23 +82,15 @@ def main(config: Config) -> Lines:
     enough = begin + 0.7 * config.budget  # for preparing; the rest is for measuring
     options = ["--out", config.out, "--repeats", str(config.repeats)]
     options += ["--tiny"] * config.tiny
-    running = {}
-    for job in config.jobs:
-        if not path(out, job).exists():
-            running[job] = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, "--job", job, *options],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=path(out, job, "log").open("w"),
-                text=True,
-                env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
-            )
-    try:
+    with contextlib.ExitStack() as stack:
+        running = {
+            job: stack.enter_context(started(job, out, options))
+            for job in config.jobs
+            if not path(out, job).exists()
+        }
         with ThreadPoolExecutor(len(running) or 1) as pool:
             # A line is "ready"; none comes from a job that failed.
-            prepared = {
-                job: pool.submit(p.stdout.readline) for job, p in running.items()
-            }
+            prepared = {job: pool.submit(first_line, running[job]) for job in running}
             while time.monotonic() < enough and not all(
                 each.done() for each in prepared.values()
             ):
@@ -106,10 +99,6 @@ def main(config: Config) -> Lines:
                 if prepared[job].done() and prepared[job].result():
                     measure(process, end)
                 process.kill()
-    finally:
-        for process in running.values():
-            process.kill()
-            process.wait()
     lines = [
         json.loads(line)
         for job in config.jobs
@@ -122,9 +111,37 @@ def main(config: Config) -> Lines:
     return lines
 
 
+@contextlib.contextmanager
+def started(
+    job: str, out: pathlib.Path, options: Sequence[str]
+) -> Iterator[subprocess.Popen]:
+    """Start a job, which does not outlive the block."""
+    command = [sys.executable, "-m", __spec__.name, "--job", job, *options]
+    with path(out, job, "log").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        )
+    try:
+        with process:  # closes its pipes
+            yield process
+            process.kill()
+    finally:
+        process.kill()
+
+
 def path(out: pathlib.Path, job: str, suffix: str = "jsonl") -> pathlib.Path:
     """Return the file of a job."""
     return out / f"{re.sub('[^A-Za-z0-9_]+', '-', job)}.{suffix}"
+
+
+def first_line(process: subprocess.Popen) -> str:
+    """Wait for what a job says first."""
+    return process.stdout.readline() if process.stdout else ""
 
 
 def measure(process: subprocess.Popen, end: float) -> None:
@@ -161,16 +178,15 @@ def check(_: str, config: Config) -> Measure:
     """Compare with the CPU: the losses with their gradients, and twenty steps."""
     for name, value in EXACT.items():
         jax.config.update(name, value)
-    names = losses.__all__[:2] if config.tiny else losses.__all__
+    names = [*loss_speed.chosen(())][: 2 if config.tiny else None]
     cases = ["mnist_mlp"]
     if not config.tiny:
         cases += ["cifar10_cnn", "resnet56-resnet20"]
     host, here = jax.devices("cpu")[0], jax.devices()[0]
 
     def of_loss(name: str) -> dict[str, Any]:
-        loss = getattr(losses, name)
+        loss, found = getattr(losses, name), []
         arrays = loss_speed.draw(loss)
-        found = []
         for place in (host, here):
             inputs = [jax.device_put(a, place) for a in map(jnp.asarray, arrays)]
             mean = lambda *inputs: loss(*inputs).mean()
@@ -197,10 +213,11 @@ def check(_: str, config: Config) -> Measure:
     return lambda: rows
 
 
-def apart(i: int, found: list[tuple[np.ndarray, ...]]) -> float:
+def apart(i: int, found: Sequence[tuple[np.ndarray, ...]]) -> float:
     """Return ‖a - b‖ / ‖b‖ of what two devices computed; b is the CPU's."""
     theirs, ours = (np.asarray(each[i], np.float64) for each in found)
-    return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-30))
+    size = float(np.linalg.norm(theirs)) or 1.0
+    return float(np.linalg.norm(ours - theirs)) / size
 
 
 # --- speed ---
@@ -209,7 +226,7 @@ def apart(i: int, found: list[tuple[np.ndarray, ...]]) -> float:
 def step(name: str, config: Config) -> Measure:
     """Time the steps of a case."""
     case = case_of(name, config)
-    teacher = "live" if "live" in case["teachers"] else "none"
+    teacher: Any = "live" if "live" in case["teachers"] else "none"
     options = step_speed.Config(
         teachers=(teacher,),
         modes=("step", "scan"),

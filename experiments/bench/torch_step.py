@@ -76,7 +76,7 @@ def block(
     """
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher_name, _, student_name = name.rpartition("-")
-    to = {"device": where, "memory_format": torch.channels_last}
+    to: dict[str, Any] = {"device": where, "memory_format": torch.channels_last}
     student = network(student_name, case["classes"]).to(**to).train()
     teacher = None
     if teacher_name:

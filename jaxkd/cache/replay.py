@@ -119,7 +119,7 @@ def in_turn(view: View, resident: Batch, epoch: ArrayLike) -> Batch:
                 f"the scores are of {field.shape[1]} views of each example, but the "
                 f"view has {views}; train under the view that was scored"
             )
-    return resident if seed is None else showing(resident, epoch % views)
+    return resident if seed is None else showing(resident, jnp.mod(epoch, views))
 
 
 def settings(view: View) -> tuple[int | None, int]:
