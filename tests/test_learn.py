@@ -1,5 +1,7 @@
 """`train.learn` on images, tokens, maps, tables, several labels, and with masks."""
 
+import signal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -136,6 +138,41 @@ def test_a_training_resumes_from_its_folder_bit_for_bit(tmp_path, examples, seed
     with pytest.raises(ValueError, match="another run: .*epochs was 3, is 4"):
         how["epochs"] = 4
         learn(checkpoints=tmp_path)
+
+
+def test_less_is_saved_on_request_but_nothing_is_lost(tmp_path):
+    learn = lambda **more: train.learn(
+        toys.student,
+        toys.dataset(),
+        epochs=3,
+        save_epochs=2,
+        batch_size=8,
+        **HOW,
+        **more,
+    )
+    names = lambda folder: sorted(path.name for path in folder.iterdir())
+    steps = len(toys.dataset().labels) // 8
+
+    def stop(row):
+        if row["epoch"] == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        learn(checkpoints=tmp_path / "killed", log=stop)
+    assert names(tmp_path / "killed") == [f"{2 * steps:06}"]
+
+    def interrupt(row):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="after epoch 1 of 3"):
+        learn(checkpoints=tmp_path / "interrupted", log=interrupt)
+    assert names(tmp_path / "interrupted") == [f"{steps:06}"]
+
+    whole = learn()
+    for folder in ("killed", "interrupted"):
+        again = learn(checkpoints=tmp_path / folder)
+        jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+        assert f"{3 * steps:06}" in names(tmp_path / folder)
 
 
 # --- what can be trained ---

@@ -117,8 +117,8 @@ def learn(
 
     Raises:
       ValueError: before training: if columns differ in length or hold NaN that no mask
-        leaves out, a label has no output,
-        stored bytes reach the network, or networks, spec and data do not fit.
+        leaves out, a label has no output, stored bytes reach the network, or networks,
+        spec and data do not fit.
       FloatingPointError: if a metric is not finite, naming the step and the term.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, when the epoch under way is done and
         saved.
