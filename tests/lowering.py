@@ -23,8 +23,8 @@ from jaxkd.models import resnet
 from jaxkd.models.convolution import plain_convolutions
 
 ACCELERATORS = ("cuda", "tpu")
-# What may be called: annotations of shardings, and the LU decomposition in the matrix
-# exponential of `terms.vkd`, for which either platform has a program of its own.
+# What may be called: annotations of shardings, and the LU decomposition of the linear
+# equations of `terms.vkd`, for which either platform has a program of its own.
 SHARDINGS = {
     "Sharding",
     "SPMDFullToShardShape",
