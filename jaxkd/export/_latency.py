@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxkd import _check
+from jaxkd.export import edges
 
 
 def latency(
@@ -38,7 +39,8 @@ def latency(
     for path in paths:
         program = load(path, threads=threads)
         shape = (program.batch or 1, *program.image_shape)
-        image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        image = edges.quantized(program.input, noise)
         calls.append(lambda run=program.run, image=image: run(image))
     return medians(calls, repeats=repeats, warmup=warmup)
 

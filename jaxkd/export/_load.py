@@ -12,7 +12,7 @@ import numpy as np
 from jaxkd import _check, evaluate as score
 from jaxkd.data import Dataset
 from jaxkd.data.augment import View
-from jaxkd.export import _onnx, _stablehlo, _tflite, files
+from jaxkd.export import _onnx, _stablehlo, _tflite, edges, files
 from jaxkd.export.judge import batched
 
 
@@ -20,12 +20,16 @@ class Program(NamedTuple):
     """An exported file that can be called.
 
     Attributes:
-      run: float32 images `[batch, *image_shape]` to logits, by the format's runtime.
+      run: float32 images `[batch, *image_shape]` to float32 logits, by the format's
+        runtime. For a file with int8 input and output it quantizes the images and
+        dequantizes the logits; images that are int8 already enter as they are.
       format: "stablehlo", "tflite" or "onnx".
       name: of the network, as it was exported.
       image_shape: of one image.
       batch: how many images `run` takes; None for any number.
       classes: the names of the classes; empty if none were given.
+      input: type, scale and zero point of the file's own input.
+      output: type, scale and zero point of the file's own output.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -34,6 +38,8 @@ class Program(NamedTuple):
     image_shape: tuple[int, ...]
     batch: int | None
     classes: tuple[str, ...]
+    input: edges.Edge
+    output: edges.Edge
 
     def __call__(self, images: Any) -> np.ndarray:
         """Logits `[n, classes]` of any number of images `[n, *image_shape]`.
@@ -78,13 +84,19 @@ def load(path: str | os.PathLike, *, threads: int = 1) -> Program:
     except Exception as error:  # each runtime has its own, for what it cannot read
         raise _broken(path, format, error) from error
     notes = files.read_notes(text, path)
+    # Notes of earlier files lack the two: those files are float32 at both ends.
+    ends = (
+        edges.Edge(**notes.get("input", {})),
+        edges.Edge(**notes.get("output", {})),
+    )
     return Program(
-        run,
+        edges.in_float(run, ends),
         format,
         notes["name"],
         tuple(notes["image_shape"]),
         notes["batch"],
         tuple(notes["classes"]),
+        *ends,
     )
 
 

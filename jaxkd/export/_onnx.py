@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd import _check
 from jaxkd.compress.quantize import Quantization
-from jaxkd.export import census, files, network
+from jaxkd.export import census, edges, files, network
 from jaxkd.export.onnx_graph import (
     INPUT,
     OUTPUT,
     Graph,
     Value,
+    constant,
+    node,
     tensor,
 )
 from jaxkd.export.onnx_rules import RULES
@@ -35,6 +38,7 @@ def onnx(
     *,
     quantize: Quantization | None = None,
     batch: int | None = None,
+    io: str = "float32",
     **options: Any,
 ) -> Report:
     """Writes a network as an ONNX file, for ONNX Runtime and others.
@@ -55,6 +59,12 @@ def onnx(
       quantize: the configuration that `net` was quantized with; it is known from the
         network, and given only to be sure.
       batch: how many images a call takes; None for any number.
+      io: type of the file's input and output. "float32" quantizes the images and
+        dequantizes the logits in the file. "int8" leaves both to the caller, as
+        microcontrollers want it: `number = scale * (integer - zero_point)`, with
+        scale and zero point in the graph's quantization annotation and in
+        `load(path).input` and `.output`. `load(path)` itself takes and returns floats
+        of both kinds of file. Inside, activations are uint8 in both.
       **options: `inputs` or `image_shape`, `name`, `classes`, `float_ops`,
         `tolerance`, `steps` and `measure`, as in `write.options`. With
         `tolerance=None`, ONNX Runtime is not needed; the operations are then counted
@@ -69,20 +79,23 @@ def onnx(
         names the operation and its place in the network.
       ValueError: if the file differs from the network by more than the limit; if a
         weight or input is not finite; if anything of a quantized network stays in
-        float that `float_ops` does not allow; if `quantize` does not fit the network.
+        float that `float_ops` does not allow; if `quantize` does not fit the network;
+        if `io` is "int8" and images or logits have no static 8-bit range.
       FileNotFoundError: if there is no directory to write to.
 
     References:
       ONNX operators, opset 17. https://onnx.ai/onnx/operators/
       Quantize ONNX models. https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
+    _check.one_of(*edges.TYPES)("io", io)
 
     def emit_content(closed: Any, asked: Asked) -> Content:
         package("onnx")
         if asked.limits.tolerance is not None:
             package("onnxruntime")
-        model = emit(closed)
-        notes = files.notes("onnx", asked.image_shape, batch, *asked[3:5])
+        ends = edges.of(closed, io)
+        model = emit(closed, ends)
+        notes = files.notes("onnx", asked.image_shape, batch, *asked[3:5], ends)
         model.metadata_props.add(key=files.KEY, value=notes)
         blob = model.SerializeToString()
         return Content(blob, count(blob))
@@ -107,8 +120,8 @@ def package(name: str) -> Any:
     return files.optional(name, "onnx")
 
 
-def emit(closed: Any) -> Any:
-    """The ONNX model of a plain program of images."""
+def emit(closed: Any, ends: edges.Ends = edges.FLOAT) -> Any:
+    """The ONNX model of a plain program of images, with these ends."""
     import onnx as library
 
     jaxpr, (x,) = closed.jaxpr, closed.jaxpr.invars
@@ -117,7 +130,11 @@ def emit(closed: Any) -> Any:
         v: Value(tuple(c.shape), const=np.asarray(c))
         for v, c in zip(jaxpr.constvars, closed.consts, strict=True)
     }
-    env[x] = Value(shape, INPUT, tuple(range(len(shape))))
+    grids = [_grid(graph, end) for end in ends if end.dtype == "int8"]
+    image = INPUT
+    if grids:
+        image = node(graph, "DequantizeLinear", [INPUT, *grids[0]])
+    env[x] = Value(shape, image, tuple(range(len(shape))))
     uses = Counter(v for e in jaxpr.eqns for v in e.invars if not hasattr(v, "val"))
     for equation in jaxpr.eqns:
         values = [_read(env, v) for v in equation.invars]
@@ -127,8 +144,10 @@ def emit(closed: Any) -> Any:
             env[variable] = out._replace(node=None) if shared else out
     out = _read(env, jaxpr.outvars[0])
     last = tensor(graph, out, range(len(out.shape)))
+    if grids:
+        last = node(graph, "QuantizeLinear", [last, *grids[1]])
     graph.nodes.append(library.helper.make_node("Identity", [last], [OUTPUT]))
-    model = _model(graph, shape, tuple(out.shape))
+    model = _model(graph, shape, tuple(out.shape), grids)
     library.checker.check_model(model, full_check=True)
     return model
 
@@ -161,8 +180,23 @@ def _emitted(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     return outs if isinstance(outs, list) else [outs]
 
 
-def _model(graph: Graph, inputs: tuple, outputs: tuple) -> Any:
-    """The model of those nodes that the output needs."""
+def _grid(graph: Graph, end: edges.Edge) -> list[str]:
+    """The names of the scale and the zero point of an end in int8."""
+    scale, zero = np.float32(end.scale), np.int8(end.zero_point)
+    return [constant(graph, scale), constant(graph, zero)]
+
+
+def _annotation(name: str, grid: list[str]) -> Any:
+    """The scale and the zero point of a tensor, as ONNX keeps them for tools."""
+    from onnx import StringStringEntryProto as Entry, TensorAnnotation
+
+    keys = ("SCALE_TENSOR", "ZERO_POINT_TENSOR")
+    held = [Entry(key=k, value=v) for k, v in zip(keys, grid, strict=True)]
+    return TensorAnnotation(tensor_name=name, quant_parameter_tensor_names=held)
+
+
+def _model(graph: Graph, inputs: tuple, outputs: tuple, grids: list) -> Any:
+    """The model of those nodes that the output needs; with grids, int8 at its ends."""
     from onnx import TensorProto, helper
 
     nodes, needed = [], {OUTPUT}
@@ -171,13 +205,16 @@ def _model(graph: Graph, inputs: tuple, outputs: tuple) -> Any:
             nodes.append(made)
             needed |= set(made.input)
     sizes = lambda shape: [n if isinstance(n, int) else str(n) for n in shape]
+    kind = TensorProto.INT8 if grids else TensorProto.FLOAT
     described = helper.make_graph(
         nodes[::-1],
         "jaxkd",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, sizes(inputs))],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, sizes(outputs))],
+        [helper.make_tensor_value_info(INPUT, kind, sizes(inputs))],
+        [helper.make_tensor_value_info(OUTPUT, kind, sizes(outputs))],
         [c for c in graph.constants if c.name in needed],
     )
+    held = [_annotation(*end) for end in zip((INPUT, OUTPUT), grids, strict=False)]
+    described.quantization_annotation.extend(held)
     return helper.make_model(
         described,
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -205,7 +242,10 @@ FLOAT_OUT = ("DequantizeLinear", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"
 
 def count_nodes(graph: Any) -> census.Operations:
     """Sorts operations by what their inputs are, followed from the graph's input."""
-    floats = {value.name for value in graph.input}
+    from onnx import TensorProto
+
+    real = TensorProto.FLOAT
+    floats = {v.name for v in graph.input if v.type.tensor_type.elem_type == real}
     integer, places = Counter[str](), dict[str, list[str]]()
     stored = {c.name for c in graph.initializer}
     for made in graph.node:

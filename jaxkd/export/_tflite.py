@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxkd import _check
 from jaxkd.compress.quantize import Quantization
-from jaxkd.export import census, files, network, program
+from jaxkd.export import census, edges, files, network, program
 from jaxkd.export.write import Asked, Content, Report, write
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
@@ -31,14 +31,15 @@ def tflite(
     *,
     quantize: Quantization | str | None = None,
     batch: int = 1,
+    io: str = "float32",
     **options: Any,
 ) -> Report:
     """Writes a network as a .tflite file, for phones and microcontrollers.
 
     A network from `compress.quantize.quantized` is written in int8; where both
     operands of every product are quantized, so must all the rest be. Images and logits
-    are float32 at the edges. The file is there only if LiteRT computes with it what
-    the network does, up to `tolerance` or `steps`.
+    are float32, or int8 by `io`. The file is there only if LiteRT computes with it
+    what the network does, up to `tolerance` or `steps`.
 
     Args:
       net: a network, quantized or not; any function of images by `export.function`.
@@ -50,6 +51,12 @@ def tflite(
         int8 kernels and quantizes activations by their range in each call;
         "weight_only" stores int8 kernels and computes in float.
       batch: how many images a call takes.
+      io: type of the file's input and output. "float32" quantizes the images and
+        dequantizes the logits in the file. "int8" leaves both to the caller, as
+        microcontrollers want it: `number = scale * (integer - zero_point)`, with
+        scale and zero point in the tensors of the file and in `load(path).input` and
+        `.output`. `load(path)` itself takes and returns floats of both kinds of file;
+        it rounds halves to even as the network does, LiteRT may round them otherwise.
       **options: `inputs` or `image_shape`, `name`, `classes`, `float_ops`,
         `tolerance`, `steps` and `measure`, as in `write.options`.
 
@@ -62,7 +69,8 @@ def tflite(
       NotImplementedError: if LiteRT's converter does not take an operation.
       ValueError: if the file differs from the network by more than the limit; if a
         weight or input is not finite; if anything of a quantized network stays in
-        float that `float_ops` does not allow; if `quantize` does not fit the network.
+        float that `float_ops` does not allow; if `quantize` does not fit the network;
+        if `io` is "int8" and images or logits have no static 8-bit range.
       FileNotFoundError: if there is no directory to write to.
 
     References:
@@ -72,6 +80,7 @@ def tflite(
     recipe = quantize if isinstance(quantize, str) else None
     if recipe is not None:
         _check.one_of(*RECIPES)("quantize", recipe)
+    _check.one_of(*edges.TYPES)("io", io)
 
     def emit(closed: Any, asked: Asked) -> Content:
         for package in ("litert_converter", "ai_edge_litert"):
@@ -82,6 +91,7 @@ def tflite(
                 f"quantize={recipe!r} is for a network in float, and net is quantized: "
                 "leave it out"
             )
+        ends = edges.of(closed, io)
         plain = jax.jit(functools.partial(program.call, uneven(closed)))
         exported = jax.export.export(plain, platforms=["cpu"])
         image = jax.ShapeDtypeStruct(closed.in_avals[0].shape, np.float32)
@@ -89,7 +99,9 @@ def tflite(
             blob = convert(exported(image), strict=marked)
         if recipe is not None:
             blob = rounded(blob, RECIPES[recipe])
-        notes = files.notes("tflite", asked.image_shape, batch, *asked[3:5])
+        if io == "int8":
+            blob = with_integer_ends(blob, ends)
+        notes = files.notes("tflite", asked.image_shape, batch, *asked[3:5], ends)
         blob = with_notes(blob, notes)
         return Content(blob, count(blob), recipe is not None)
 
@@ -189,17 +201,100 @@ def _model(blob: bytes) -> Any:
 
 def with_notes(blob: bytes, notes: str) -> bytes:
     """The file with the notes among its metadata."""
-    flatbuffers, schema = files.optional("flatbuffers", "litert"), _schema()
-    model = _model(blob)
+    schema, model = _schema(), _model(blob)
     content = schema.BufferT()
     content.data = np.frombuffer(notes.encode(), np.uint8)
     entry = schema.MetadataT()
     entry.name, entry.buffer = files.KEY, len(model.buffers)
     model.buffers.append(content)
     model.metadata = [*(model.metadata or []), entry]
-    builder = flatbuffers.Builder(len(blob) + 4096)
+    return _packed(model)
+
+
+def _packed(model: Any) -> bytes:
+    builder = files.optional("flatbuffers", "litert").Builder(1 << 16)
     builder.Finish(model.Pack(builder), MAGIC)
     return bytes(builder.Output())
+
+
+def with_integer_ends(blob: bytes, ends: edges.Ends) -> bytes:
+    """The file without the QUANTIZE at its input and the DEQUANTIZE at its output.
+
+    Args:
+      blob: a file that begins with the one and ends with the other.
+      ends: the grids of its images and logits.
+
+    Returns:
+      A file whose input and output are the integers between the two, under the names
+      that the floats had.
+
+    Raises:
+      NotImplementedError: if the file begins or ends otherwise.
+    """
+    model = _model(blob)
+    graph, (signature,) = model.subgraphs[0], model.signatureDefs
+    outer = [graph.inputs[0], graph.outputs[0]]
+    first = [o for o in graph.operators if outer[0] in o.inputs]
+    last = [o for o in graph.operators if outer[1] in o.outputs]
+    if _kinds(model, first) != ["QUANTIZE"] or _kinds(model, last) != ["DEQUANTIZE"]:
+        raise NotImplementedError(
+            "LiteRT's converter put other operations at the ends than the quantization "
+            f"of images and logits ({_kinds(model, first)}, {_kinds(model, last)}), so "
+            f"the file cannot have int8 there: {edges.REMEDY}"
+        )
+    inner = [first[0].outputs[0], last[0].inputs[0]]
+    for end, name, index in zip(ends, outer, inner, strict=True):
+        _check_grid(graph.tensors[index], end)
+        graph.tensors[index].name = graph.tensors[name].name
+    graph.inputs, graph.outputs = inner[:1], inner[1:]
+    signature.inputs[0].tensorIndex, signature.outputs[0].tensorIndex = inner
+    graph.operators = [o for o in graph.operators if o not in (first[0], last[0])]
+    _without_tensors(model, outer)
+    _without_unused_codes(model)
+    return _packed(model)
+
+
+def _check_grid(tensor: Any, end: edges.Edge) -> None:
+    """The tensor has the grid that the network has there."""
+    grid = tensor.quantization
+    found = tensor.type, *np.ravel(grid.scale), *np.ravel(grid.zeroPoint)
+    if found != (_schema().TensorType.INT8, end.scale, end.zero_point):
+        raise NotImplementedError(
+            f"LiteRT's converter gave {_text(tensor.name)} another grid than the "
+            f"network's, {end}: {edges.REMEDY}"
+        )
+
+
+def _without_tensors(model: Any, gone: list[int]) -> None:
+    """Takes tensors out of the file, and numbers the others anew."""
+    graph, (signature,) = model.subgraphs[0], model.signatureDefs
+    kept = [i for i in range(len(graph.tensors)) if i not in gone]
+    new = {old: i for i, old in enumerate(kept)} | {-1: -1}  # -1: no tensor
+    renumbered = lambda indices: [new[int(i)] for i in indices]
+    graph.tensors = [graph.tensors[i] for i in kept]
+    for each in (graph, *graph.operators):
+        each.inputs, each.outputs = renumbered(each.inputs), renumbered(each.outputs)
+    for operator in graph.operators:
+        if operator.intermediates is not None:
+            operator.intermediates = renumbered(operator.intermediates)
+    for entry in (*signature.inputs, *signature.outputs):
+        entry.tensorIndex = new[int(entry.tensorIndex)]
+
+
+def _without_unused_codes(model: Any) -> None:
+    """Takes out kinds of operators that the file has none of: devices load by them."""
+    operators = [o for graph in model.subgraphs for o in graph.operators]
+    used = sorted({o.opcodeIndex for o in operators})
+    model.operatorCodes = [model.operatorCodes[i] for i in used]
+    for operator in operators:
+        operator.opcodeIndex = used.index(operator.opcodeIndex)
+
+
+def _kinds(model: Any, operators: list) -> list[str]:
+    """The names of operators, e.g. "CONV_2D"."""
+    names = {v: k for k, v in vars(_schema().BuiltinOperator).items() if k.isupper()}
+    codes = [model.operatorCodes[o.opcodeIndex] for o in operators]
+    return [names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in codes]
 
 
 def read_notes(blob: bytes) -> bytes:
@@ -225,13 +320,11 @@ MOVES = {
 def count(blob: bytes) -> census.Operations:
     """Operations of integers and of floats, by the types of their tensors."""
     schema, model = _schema(), _model(blob)
-    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if k.isupper()}
     integer, places = Counter[str](), dict[str, list[str]]()
     for graph in model.subgraphs:
         real = lambda i, g=graph: g.tensors[i].type == schema.TensorType.FLOAT32
-        for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        names = _kinds(model, graph.operators)
+        for name, operator in zip(names, graph.operators, strict=True):
             inputs = [i for i in operator.inputs if i >= 0]
             if name in MOVES:
                 continue

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from jaxkd.export.edges import FLOAT, Ends
+
 VERSION = 1  # of the notes; files of another version are refused
 KEY = "jaxkd"
 
@@ -26,6 +28,7 @@ def notes(
     batch: int | None,
     name: str,
     classes: Sequence[str],
+    ends: Ends = FLOAT,
 ) -> str:
     """What `load` wants to know of a file, as JSON."""
     return json.dumps(
@@ -36,6 +39,8 @@ def notes(
             "image_shape": [int(n) for n in image_shape],
             "batch": batch,
             "classes": list(classes),
+            "input": ends[0]._asdict(),
+            "output": ends[1]._asdict(),
         }
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxkd import _check, store
 from jaxkd.compress.quantize import Quantization
-from jaxkd.export import _latency, census, files, network, program
+from jaxkd.export import _latency, census, edges, files, network, program
 from jaxkd.export.judge import Limits, Verdict, batched, judge, reference
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
@@ -198,7 +198,7 @@ def write(
         from jaxkd.export._load import load
 
         try:
-            run = load(written).run
+            opened = load(written)
         except ValueError as error:
             raise ValueError(
                 f"{path} was not written: its own runtime does not open it "
@@ -210,7 +210,7 @@ def write(
             wanted = reference(network.logits(net, params, state), batch)(asked.inputs)
         verdict = judge(
             path,
-            batched(run, batch),
+            batched(opened.run, batch),
             wanted,
             asked.inputs,
             asked.limits,
@@ -218,8 +218,8 @@ def write(
             step=needed.step,
         )
         if asked.measure:
-            one = asked.inputs[: batch or 1]
-            times.extend(_latency.medians([lambda: batched(run, batch)(one)]))
+            one = edges.quantized(opened.input, asked.inputs[: batch or 1])
+            times.extend(_latency.medians([lambda: batched(opened.run, batch)(one)]))
 
     store.write_file(path, content.blob, check)
     return Report(
