@@ -1,12 +1,12 @@
 r"""Tiny: MLPerf Tiny's image classifier, distilled, pruned and quantized to int8.
 
-The benchmark's network is a ResNet-8 of 78,042 parameters on CIFAR-10; its own int8
-file has 98,496 bytes and 86.97 % of the test images right. Here a teacher is trained
-from the official archive alone, its scores of a number of random views of every image
-are stored once, and three lines of students are trained for as long, each seed's from
-the same first weights:
+The benchmark's network is a ResNet-8 for CIFAR-10, as large as the zoo's `resnet8`; its
+own int8 file has 98,496 bytes and 86.97 % of the test images right. Here a teacher is
+trained from the official archive alone, its scores of a number of random views of every
+image are stored once, and there are three lines of students, the first two of them from
+the same first weights and for as many epochs:
 
-* alone: on the labels;
+* alone: on the labels, under views drawn anew in each epoch;
 * distilled: on the stored scores of the very view that the student sees;
 * pruned: the distilled students, less some of their channels, distilled further.
 
@@ -19,8 +19,9 @@ images; nothing is chosen by them.
     python -m experiments.tiny --archives DIR
     python -m experiments.tiny --archives DIR --evaluate-on validation --epochs 60
 
-What is trained lies in the run's directory, and `--resume DIRECTORY` goes on from
-there: train where an accelerator is, write the files where the two runtimes are.
+What is trained lies in the run's directory; the same command with `--resume DIRECTORY`
+goes on from there: train where an accelerator is, write the files where the two
+runtimes are.
 Measured results are in experiments/README.md.
 """
 
@@ -102,7 +103,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     plain = augment.chain(augment.to_float(), normalise)
     shifted = augment.chain(augment.flip(), augment.crop(config.padding), plain)
     erased = augment.chain(shifted, augment.cutout(shape[0] // 4))
-    seen = cache.replayed(shifted, seed=0, views=config.views)
+    with common.refusing("cannot train"):
+        seen = cache.replayed(shifted, seed=0, views=config.views)
     look = jax.jit(lambda x: plain(jax.random.key(0), {"image": x})["image"])
     some = images.images[: config.calibration_images]
     calibration = [look(some[i : i + 128]) for i in range(0, len(some), 128)]
@@ -124,6 +126,15 @@ def main(config: Config) -> list[dict[str, Any]]:
         "kd": (config.soft_weight, kd),
     }
     steps = len(images.images) // config.batch_size
+    with common.refusing("cannot train"):
+        data.epoch(jax.random.key(0), len(images.images), config.batch_size)
+        for name in ("calibration_images", "repeats"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(config, name)}")
+        x = jax.ShapeDtypeStruct((1, *shape), np.float32)
+        params, state = jax.eval_shape(student.init, jax.random.key(0), x)
+        plan = prune.analyse_net(student, params, state, shape)
+        prune.target(plan, "parameters", fraction=config.fraction, round_to=4)
 
     def length(epochs: int, rate: float, decay: float) -> dict[str, Any]:
         total = epochs * steps
@@ -132,8 +143,14 @@ def main(config: Config) -> list[dict[str, Any]]:
         tx = optax.chain(optax.add_decayed_weights(decay), sgd)
         return {"tx": tx, "epochs": epochs, "batch_size": config.batch_size}
 
-    directory, log = common.start("tiny", config, may_change=["repeats"])
-    learn = functools.partial(train.learn, log=log)
+    directory, log = common.start(
+        "tiny", config, may_change=["repeats", "archives", "data_dir"]
+    )
+
+    def learn(net: Net, *, name: str, **how: Any) -> train.Run:
+        saved: dict[str, Any] = {"save_epochs": 10}
+        saved["checkpoints"] = directory / "training" / name
+        return train.learn(net, log=log, name=name, **saved, **how)
 
     # What is finished is read, when a run is resumed.
     def kept(name: str, make: Callable[[], train.Variables]) -> train.Variables:
@@ -152,10 +169,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         how = length(config.teacher_epochs, config.teacher_rate, config.teacher_decay)
         run = learn(
             teacher,
-            images,
+            examples=images,
             view=erased,
-            checkpoints=directory / "training",
-            save_epochs=10,
             name="teacher",
             **how,
         )
@@ -234,7 +249,7 @@ def main(config: Config) -> list[dict[str, Any]]:
                 epochs=config.tune_epochs,
                 batch_size=config.batch_size,
                 start=stack(begin),
-                name=f"{line}, int8",
+                name=f"{line}-int8",
             ).variables
 
         if not config.tune_epochs:

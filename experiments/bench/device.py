@@ -5,15 +5,16 @@ r"""What to measure first on an accelerator: one command, within a budget of sec
     python -m experiments.bench.device --out DIR --tiny
 
 Jobs are processes of their own. All of them prepare at the same time: they compile and
-run once, which takes the host. Then they are timed one after another, each alone on the
-device. A job writes its lines to `DIR/JOB.jsonl` when it is done, and is not run again
-while they are there; one that fails, or for which the time is too short, leaves
-`DIR/JOB.log` and does not stop the others. Jobs are:
+run once, for at most 0.7 of the budget. (On a GPU, XLA chooses algorithms by timing
+them meanwhile.) Those that are not ready are ended; the others are timed one after
+another, each alone on the device. A job writes its lines to `DIR/JOB.jsonl` when it is
+done, and is not run again while they are there; one that fails, or for which the time
+is too short, leaves `DIR/JOB.log` and does not stop the others. Jobs are:
 
   check: every loss and its gradient against the CPU's in float32, and the losses of
     twenty steps of three trainings.
-  step:CASE: `step_speed`, a scanned epoch against its steps one by one.
-  torch:CASE: the same training in PyTorch, by `torch.compile` in bfloat16 with channels
+  step:CASE: `step_speed`, a scanned epoch against bare steps on one batch.
+  torch:PAIR: the same training in PyTorch, by `torch.compile` in bfloat16 with channels
     last, on random bytes that lie on the device as jaxkd's do.
   seeds:NETWORK: three seeds in one program, by `vmap` and one after another, against
     one seed.
@@ -25,10 +26,12 @@ import json
 import os
 import pathlib
 import re
+import select
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -55,6 +58,9 @@ JOBS = (
     "torch:resnet32x4-resnet8x4",
     "torch:resnet50",
 )
+IN_TORCH = tuple(job.partition(":")[2] for job in JOBS if job.startswith("torch:"))
+SEEDED = {"resnet8": 512, "resnet20": 64}  # batch sizes
+READY, GO = "ready\n", "go\n"  # what a job says, and what it is told
 EXACT = {"jax_default_matmul_precision": "highest"}
 SEEDS = 3
 
@@ -72,66 +78,115 @@ class Config:
 
 
 def main(config: Config) -> Lines:
-    """Run the jobs that have no lines yet; return the lines of all of them."""
+    """Run the jobs that have no lines yet; return the lines of all of them.
+
+    Raises:
+      SystemExit: before anything is started, for a job that there is not, or if the
+        directory holds lines of a rehearsal, and this is none, or the reverse.
+    """
     out = pathlib.Path(config.out)
+    for job in config.jobs:
+        require(job)
     out.mkdir(parents=True, exist_ok=True)
     if config.job is not None:
         return run(config.job, config)
+    found = written(config)
+    if any(line["tiny"] != config.tiny for line in found):
+        kind = "a real run" if config.tiny else "a rehearsal"
+        raise SystemExit(f"{out} holds lines of {kind}: name another directory")
     begin = time.monotonic()
     end = begin + config.budget
     enough = begin + 0.7 * config.budget  # for preparing; the rest is for measuring
+    missing = [job for job in config.jobs if not path(out, job).exists()]
+    with contextlib.ExitStack() as stack, stopped_by_sigterm():
+        running = {job: stack.enter_context(started(job, config)) for job in missing}
+        ready, failed = prepared(running, enough)
+        for job in running.keys() - ready:  # nothing else is on the device from here on
+            running[job].kill()
+        for job in sorted(ready, key=missing.index):
+            measure(running[job], end)
+    for job in missing:
+        if not path(out, job).exists():
+            why = "failed" if job in failed else "no time left"
+            print(f"{job}: {why}; see {path(out, job, 'log')}", file=sys.stderr)
+    return written(config)
+
+
+def require(job: str) -> None:
+    """Refuse a job that there is not."""
+    kind, _, case = job.partition(":")
+    known = {"check": [""], "seeds": SEEDED, "step": CASES, "torch": IN_TORCH}
+    if kind not in known or case not in known[kind]:
+        names = [f"{k}:{c}" if c else k for k, cases in known.items() for c in cases]
+        raise SystemExit(f"no job {job!r}; there are {', '.join(names)}")
+
+
+def written(config: Config) -> Lines:
+    """Read the lines that there are."""
+    out = pathlib.Path(config.out)
+    files = [path(out, job) for job in config.jobs]
+    return [
+        json.loads(line)
+        for file in files
+        if file.exists()
+        for line in file.read_text().splitlines()
+    ]
+
+
+def command(job: str, config: Config) -> list[str]:
+    """Return what starts a job."""
     options = ["--out", config.out, "--repeats", str(config.repeats)]
     options += ["--tiny"] * config.tiny
-    with contextlib.ExitStack() as stack:
-        running = {
-            job: stack.enter_context(started(job, out, options))
-            for job in config.jobs
-            if not path(out, job).exists()
-        }
-        with ThreadPoolExecutor(len(running) or 1) as pool:
-            # A line is "ready"; none comes from a job that failed.
-            prepared = {job: pool.submit(first_line, running[job]) for job in running}
-            while time.monotonic() < enough and not all(
-                each.done() for each in prepared.values()
-            ):
-                time.sleep(0.1)
-            for job, process in running.items():
-                if prepared[job].done() and prepared[job].result():
-                    measure(process, end)
-                process.kill()
-    lines = [
-        json.loads(line)
-        for job in config.jobs
-        if path(out, job).exists()
-        for line in path(out, job).read_text().splitlines()
-    ]
-    for job in running:
-        if not path(out, job).exists():
-            print(f"{job}: failed, or no time left; see {path(out, job, 'log')}")
-    return lines
+    return [sys.executable, "-m", "experiments.bench.device", "--job", job, *options]
 
 
 @contextlib.contextmanager
-def started(
-    job: str, out: pathlib.Path, options: Sequence[str]
-) -> Iterator[subprocess.Popen]:
+def started(job: str, config: Config) -> Iterator[subprocess.Popen]:
     """Start a job, which does not outlive the block."""
-    command = [sys.executable, "-m", __spec__.name, "--job", job, *options]
-    with path(out, job, "log").open("w") as log:
+    with path(pathlib.Path(config.out), job, "log").open("w") as log:
         process = subprocess.Popen(
-            command,
+            command(job, config),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            start_new_session=True,  # Ctrl-C reaches this process alone
         )
     try:
-        with process:  # closes its pipes
-            yield process
-            process.kill()
+        yield process
     finally:
         process.kill()
+        with process:  # closes its pipes
+            process.wait()
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Leave the block on SIGTERM as on Ctrl-C, so that jobs are ended."""
+
+    def stop(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def prepared(
+    running: Mapping[str, subprocess.Popen], until: float
+) -> tuple[set[str], set[str]]:
+    """Wait for what jobs say first, and no longer; return who is ready, who failed."""
+    waiting: dict[Any, str] = {each.stdout: job for job, each in running.items()}
+    ready: set[str] = set()
+    failed: set[str] = set()
+    while waiting and (left := until - time.monotonic()) > 0:
+        for stream in select.select([*waiting], [], [], left)[0]:
+            job = waiting.pop(stream)
+            (ready if stream.readline() == READY else failed).add(job)
+    return ready, failed
 
 
 def path(out: pathlib.Path, job: str, suffix: str = "jsonl") -> pathlib.Path:
@@ -139,15 +194,10 @@ def path(out: pathlib.Path, job: str, suffix: str = "jsonl") -> pathlib.Path:
     return out / f"{re.sub('[^A-Za-z0-9_]+', '-', job)}.{suffix}"
 
 
-def first_line(process: subprocess.Popen) -> str:
-    """Wait for what a job says first."""
-    return process.stdout.readline() if process.stdout else ""
-
-
 def measure(process: subprocess.Popen, end: float) -> None:
     """Let a prepared job go, until it is done or the time is over."""
     try:
-        process.communicate("go\n", timeout=max(0.0, end - time.monotonic()))
+        process.communicate(GO, timeout=max(0.0, end - time.monotonic()))
     except (subprocess.TimeoutExpired, BrokenPipeError):
         process.kill()
 
@@ -158,14 +208,13 @@ def run(job: str, config: Config) -> Lines:
     prepare = {"check": check, "seeds": seeds, "step": step, "torch": in_torch}[kind]
     begin = time.perf_counter()
     measured = prepare(case, config)
-    prepared = time.perf_counter() - begin
-    print("ready", flush=True)
-    sys.stdin.readline()
-    about = {"device": device.kind(), "jax": jax.__version__}
-    lines = [
-        {"job": job, **row, **about, "prepared_s": round(prepared, 1)}
-        for row in measured()
-    ]
+    seconds = round(time.perf_counter() - begin, 1)
+    print(READY, end="", flush=True)
+    if sys.stdin.readline() != GO:  # whoever started it is gone
+        return []
+    about = {"device": device.kind(), "jax": jax.__version__, "tiny": config.tiny}
+    about |= {"repeats": config.repeats, "prepared_s": seconds}
+    lines = [{"job": job, **row, **about} for row in measured()]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     store.write_file(path(pathlib.Path(config.out), job), text.encode())
     return lines
@@ -254,7 +303,7 @@ def case_of(name: str, config: Config) -> dict[str, Any]:
 def seeds(name: str, config: Config) -> Measure:
     """Time three seeds, together and apart, and one of them."""
     how = {"classes": 10, "shape": (32, 32, 3), "kd": None, "steps": 20}
-    how["batch_size"] = {"resnet8": 512, "resnet20": 64}[name]
+    how["batch_size"] = SEEDED[name]
     case = _zoo(name, None, **how)
     if config.tiny:
         case |= {"steps": 2, "batch_size": 4}
@@ -314,5 +363,10 @@ def in_torch(name: str, config: Config) -> Measure:
 
 
 if __name__ == "__main__":
-    for found in main(tyro.cli(Config, description=__doc__)):
+    chosen = tyro.cli(Config, description=__doc__)
+    for found in main(chosen):
         print(json.dumps(found))
+    if chosen.job is None and not all(
+        path(pathlib.Path(chosen.out), job).exists() for job in chosen.jobs
+    ):
+        sys.exit(1)

@@ -1,6 +1,7 @@
 """The whole of `tiny` on few images, and the files that it left behind."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -44,18 +45,41 @@ def test_every_line_is_trained_written_and_resumed(tmp_path):
     assert pruned < 98_496 / 2
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 100_000}, "batch_size"),
+        ({"fraction": 2.0}, "fraction must be in"),
+        ({"fraction": 0.001}, "cannot train"),
+        ({"views": 0}, "views must be >= 1"),
+        ({"calibration_images": 0}, "calibration_images must be >= 1"),
+        ({"teacher": "nonsense"}, "nonsense"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(
+    wrong, message, tmp_path
+):
+    with pytest.raises(SystemExit, match=message):
+        tiny.main(tiny.Config(dataset="digits", out=str(tmp_path), **wrong))
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.slow
+@pytest.mark.skipif("JAXKD_ARCHIVES" not in os.environ, reason="needs CIFAR-10")
 @pytest.mark.parametrize(
     ("file", "line"),
     [("tiny-int8.tflite", "distilled"), ("tiny-half-int8.tflite", "pruned")],
 )
-def test_the_files_that_are_kept_have_the_accuracy_in_the_table(cifar10, file, line):
-    rows = [json.loads(row) for row in (RESULTS / "tiny.jsonl").open()]
+def test_the_files_that_are_kept_have_the_accuracy_in_the_table(file, line):
+    rows = [
+        json.loads(row) for row in (RESULTS / "tiny.jsonl").read_text().splitlines()
+    ]
     (row,) = [row for row in rows if row.get("file", "").startswith(line)]
-    images = data.load("cifar10", "train", data_dir=cifar10)
+    images = data.load("cifar10", "train")
     normalise = augment.normalise(*data.channel_statistics(images))
     view = augment.chain(augment.to_float(), normalise)
-    test = data.load("cifar10", "test", data_dir=cifar10)
+    test = data.load("cifar10", "test")
     assert (RESULTS / file).stat().st_size == row["bytes"]
     found = export.evaluate(export.load(RESULTS / file), test, view=view)
     # Processors may break ties in rounding otherwise, for a few images of 10,000.
