@@ -78,6 +78,37 @@ def labels(labels: ArrayLike, batch: tuple[int, ...], name: str = "labels") -> N
         raise ValueError(f"{name} must be integers (class indices), got {dtype}")
     if jnp.shape(labels) != batch:
         raise ValueError(f"{name} must have shape {batch}, got {jnp.shape(labels)}")
+    if not isinstance(labels, jax.core.Tracer):
+        column(name, labels)
+
+
+def column(name: str, values: Any) -> None:
+    """Values of the host are numbers, of which JAX loses nothing but precision.
+
+    Without x64, JAX keeps the lower 32 bits of an integer of 64: 2**32 + 2 would be 2.
+    """
+    kind = values.dtype if hasattr(values, "dtype") else np.asarray(values).dtype
+    if jax.dtypes.issubdtype(kind, jax.dtypes.prng_key):
+        return
+    if kind.kind not in "biufcV":
+        raise ValueError(
+            f"column {name} must hold numbers, got {kind}; give classes by their index"
+        )
+    if kind.itemsize < 8 or kind.kind not in "iu" or not np.size(values):
+        return
+    kept = np.iinfo(jax.dtypes.canonicalize_dtype(kind))
+    low, high = np.min(values), np.max(values)
+    if low < kept.min or high > kept.max:
+        raise ValueError(
+            f"column {name} holds integers beyond 32 bits, {low} to {high}: JAX would "
+            "cut them off"
+        )
+
+
+def columns(examples: Any) -> None:
+    """Every leaf of a tree of host arrays passes `column`."""
+    for path, values in jax.tree_util.tree_leaves_with_path(examples):
+        column(jax.tree_util.keystr(path), values)
 
 
 def classes(name: str, labels: Any, count: int, where: ArrayLike | None = None) -> None:

@@ -97,6 +97,7 @@ def scorer(
     teacher = frozen(net, inputs=inputs)
     if isinstance(examples, Stream):
         return _stream_scorer(teacher, examples, view, wanted)
+    _check.columns(examples)
     size = min(batch_size, count(examples))
     if "label" not in examples:
         raise ValueError(f'data to measure on need "label", got {sorted(examples)}')

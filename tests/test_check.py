@@ -65,6 +65,10 @@ def test_a_traced_knob_passes_but_its_shape_is_seen():
             lambda: _check.labels(np.ones(3, int), (4,)),
             r"labels must have shape \(4,\), got \(3,\)",
         ),
+        (
+            lambda: _check.labels(np.array([0, 2**32 + 2]), (2,)),
+            r"column labels holds integers beyond 32 bits, 0 to 4294967298",
+        ),
         (lambda: _check.mask("where", np.ones(3), (3,)), r"where must be boolean"),
         (
             lambda: _check.mask("where", np.ones(3, bool), (4,)),

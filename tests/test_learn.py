@@ -384,6 +384,10 @@ def test_a_measurement_that_is_no_number_is_told_and_the_training_goes_on():
 KD = {"kd": (1.0, distill.on_logits(losses.kd))}
 
 
+# 2**32 - 1 as an integer of 32 bits is -1: no label.
+FAR = [{"image": np.zeros((4, 4, 3), np.uint8), "label": np.int64(2**32 - 1)}] * 8
+
+
 def learn(net=toys.student, columns=None, **how):
     columns = toys.dataset() if columns is None else columns
     how = {"tx": ADAM, "view": toys.view, "batch_size": 8, "epochs": 1, **how}
@@ -442,7 +446,15 @@ def with_column(name, column):
         ),
         (
             lambda: learn(columns=with_column("label", np.full(40, 2**32 + 1))),
-            "beyond 32 bits",
+            r"column \['label'\] holds integers beyond 32 bits",
+        ),
+        (
+            lambda: learn(columns=toys.dataset().replace(other=np.full(40, -(2**63)))),
+            r"column \['other'\] holds integers beyond 32 bits",
+        ),
+        (
+            lambda: learn(test=data.Stream(data.sequence(FAR), batch_size=8)),
+            r"column \['label'\] holds integers beyond 32 bits",
         ),
         (
             lambda: learn(test=with_column("label", np.full(40, 7))),

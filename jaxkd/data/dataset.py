@@ -94,10 +94,11 @@ def check(dataset: Dataset) -> None:
     """Check that the columns of a data set fit together.
 
     Raises:
-      ValueError: on wrong types or shapes, columns of different length, an empty split,
-        and labels that no class belongs to.
+      ValueError: on wrong types or shapes, columns of different length, integers beyond
+        32 bits, an empty split, and labels that no class belongs to.
     """
     where = f"{dataset.name}/{dataset.split}"
+    _check.columns(dict(dataset.columns))
     lengths = {name: len(array) for name, array in dataset.columns.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"all columns of {where} must have one length, got {lengths}")

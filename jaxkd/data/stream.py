@@ -146,6 +146,7 @@ class Stream:
 
     def put(self, batch: HostBatch) -> Batch:
         """Put the rows of this process on its devices."""
+        _check.columns(batch)
         if self.mesh is None:
             return jax.device_put(batch)
         return meshes.put_rows(batch, self.mesh)
@@ -387,4 +388,6 @@ def _feed(numbered: Any, stream: Stream, first: int) -> Iterator[Feed]:
 def first(stream: Stream, size: int = 2) -> HostBatch:
     """Read the first examples, as they are stored."""
     positions = (np.arange(size) % stream.source.examples).astype(np.int32)
-    return stream.source.read(positions, np.zeros(size, np.uint64))
+    found = stream.source.read(positions, np.zeros(size, np.uint64))
+    _check.columns(found)
+    return found

@@ -33,7 +33,6 @@ from jaxkd.train.programs import example, make_epoch, make_step, over_seeds
 from jaxkd.types import Batch, Metrics
 
 Score = Callable[[TrainState], Metrics]
-MOST = 2**31 - 1  # without x64, JAX would cut larger integers off in silence
 
 
 def learn(
@@ -322,12 +321,7 @@ def _on_device(examples: data.Dataset | Batch) -> Batch:
             f"{type(examples).__name__}"
         )
     data.count(dict(examples))
-    for path, column in jax.tree_util.tree_leaves_with_path(dict(examples)):
-        kind, name = np.asarray(column).dtype, jax.tree_util.keystr(path)
-        if kind.kind not in "biufcV":
-            raise ValueError(f"column {name} must hold numbers, got {kind}")
-        if kind.itemsize == 8 and kind.kind in "iu" and np.max(np.abs(column)) > MOST:
-            raise ValueError(f"column {name} holds integers beyond 32 bits")
+    _check.columns(dict(examples))
     return jax.tree.map(jnp.asarray, dict(examples))
 
 

@@ -137,6 +137,7 @@ def fit(
     else:
         if not isinstance(program, Epoch):
             raise ValueError("data on the device need a program from train.make_epoch")
+        _check.columns(examples)
         n, size = data.count(examples), program.batch_size
         steps, left = n // size, epochs - place.epoch
     if not steps:
