@@ -359,6 +359,19 @@ def set_aside(path: Path) -> pathlib.Path:
     raise OSError(errno.EEXIST, "too many copies were set aside", str(path))
 
 
+def make_way(path: Path, warn: Callable[[str], None]) -> None:
+    """Set aside what `require_ours` refuses, and say so; the rest stays.
+
+    Args:
+      path: what will be written.
+      warn: told of what was set aside.
+    """
+    try:
+        require_ours(path)
+    except ValueError as error:
+        warn(f"{error}; it is now {set_aside(path).name}")
+
+
 def damage(path: Path) -> str | None:
     """Return what is wrong with a directory that `write_dir` wrote, None if nothing."""
     path = pathlib.Path(path)

@@ -27,12 +27,18 @@ from jaxkd.pipeline import (
 )
 from jaxkd.pipeline.config import AnyStage, Config
 from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.stages import exporting, pruning, searching
 from jaxkd.pipeline.stages.job import Job
 from jaxkd.pipeline.world import World
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
 FINAL, LOGITS = "final", "logits.npy"
+# What lies in the folder of a stage beside its checkpoints and exported files.
+WRITTEN = (
+    *(store.MANIFEST, FINAL, LOGITS, searching.JOURNAL),
+    *(pruning.GROUPS, pruning.SENSITIVITIES, pruning.SEARCH),
+)
 
 
 def silent(text: str) -> None:
@@ -216,20 +222,30 @@ def _stage(stage: AnyStage, job: Job, done: Progress) -> Progress:
 def _open_folder(job: Job) -> None:
     """Makes the stage's folder, without what was made from other inputs."""
     wanted = store.identity(begins=job.begins)
-    _set_aside_foreign(job.folder, job)
+    store.make_way(job.folder, job.warn)
     if differ := store.open_dir(job.folder, wanted):
-        job.warn(f"{job.folder} was made from other inputs ({differ}); it is emptied")
-        store.remove_dir(job.folder)
+        why = f"{job.folder} was made from other inputs ({differ})"
+        if others := _others(job.folder):
+            aside = store.set_aside(job.folder).name
+            job.warn(f"{why} and holds {others[0]}, of others; it is now {aside}")
+        else:
+            job.warn(f"{why}; it is emptied")
+            store.remove_dir(job.folder)
         store.open_dir(job.folder, wanted)
-    _set_aside_foreign(job.folder / FINAL, job)
+    store.make_way(job.folder / FINAL, job.warn)
 
 
-def _set_aside_foreign(path: pathlib.Path, job: Job) -> None:
-    """Moves what cannot be recognised out of the way of what a stage writes."""
-    try:
-        store.require_ours(path)
-    except ValueError as error:
-        job.warn(f"{error}; it is now {store.set_aside(path).name}")
+def _others(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What lies in the folder of a stage and was not written by one."""
+    steps, files = folder / "checkpoints", folder / "files"
+    known = {folder / name for name in WRITTEN} | {steps, files}
+    known |= {*checkpoint.steps(steps), *exporting.recorded(files)}
+    inside = [p for each in (folder, steps, files) for p in _inside(each)]
+    return [p for p in inside if p not in known and not p.name.startswith(store.PREFIX)]
+
+
+def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 class Final(NamedTuple):

@@ -156,7 +156,8 @@ def export(
     """Writes a model of a finished run as files; what each of them is.
 
     Raises:
-      ValueError: if the run is not finished, or has no such model.
+      ValueError: if the run is not finished, or has no such model; if a file would be
+        replaced that is not of an earlier export.
     """
     folder = pathlib.Path(run).absolute()
     results = summary.results(folder)
@@ -170,9 +171,10 @@ def export(
     if name not in config.models or not weights.is_dir():
         there = sorted(p.name for p in (folder / "models").iterdir())
         raise ValueError(f"{run} has no model {name!r}{alternatives(name, there)}")
+    target = pathlib.Path(to) if to else folder / "exported"
+    stage.refuse_foreign(target, name, formats)
     world = worlds.make(config.data)
     held = loading.loaded(config, name, str(weights), world)
-    target = pathlib.Path(to) if to else folder / "exported"
     target.mkdir(parents=True, exist_ok=True)
     found = stage.write(held, world, formats, target, name)
     return [{**row, "path": str(target / row["path"])} for row in found]

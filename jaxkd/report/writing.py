@@ -54,7 +54,7 @@ def write(
         "report.html": page.html(title, blocks),
         **pictures,
     }
-    _require_ours(folder, list(texts), list(places))
+    _require_ours(folder, list(texts))
     return [_put(folder / name, text) for name, text in texts.items()]
 
 
@@ -82,12 +82,10 @@ def contents(groups: Sequence[Group]) -> list[Block]:
     return blocks
 
 
-def _require_ours(
-    folder: pathlib.Path, names: Sequence[str], runs: Sequence[pathlib.Path]
-) -> None:
-    """Refuses to write over files that are no report, outside the runs themselves."""
+def _require_ours(folder: pathlib.Path, names: Sequence[str]) -> None:
+    """Refuse to write over files that are no report."""
     there = [folder / name for name in names if (folder / name).exists()]
-    if not there or folder.resolve() in runs:
+    if not there:
         return
     try:
         head = (folder / "report.md").read_bytes()[:10_000]
@@ -95,8 +93,8 @@ def _require_ours(
         head = b""
     if page.MARK.encode() not in head:
         raise ValueError(
-            f"{there[0]} was not written by jaxkd report, and is not replaced: name "
-            "another folder"
+            f"{there[0]} was not written by jaxkd report, and is not replaced: move it "
+            "away, or name another folder with --to"
         )
 
 

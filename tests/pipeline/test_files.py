@@ -16,7 +16,7 @@ import pytest
 
 from jaxkd import checkpoint, report, store
 from jaxkd.__main__ import main
-from jaxkd.pipeline import directory, reading, run as runs, summary
+from jaxkd.pipeline import directory, reading, run as runs, summary, tools
 from tests.pipeline.small import read, without_timings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -190,8 +190,33 @@ def test_a_report_does_not_replace_other_files(run, tmp_path, monkeypatch):
     assert (tmp_path / "docs" / "report.html").read_text() == "mine"
     for _ in range(2):
         summary.write_report([run], tmp_path / "report")
-    (run / "report.md").write_text("of an earlier version")
-    summary.write_report([run])
+    for _ in range(2):
+        summary.write_report([run])
+    (run / "report.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"report\.md was not written by jaxkd"):
+        summary.write_report([run])
+    assert (run / "report.md").read_text() == "mine"
+
+
+@pytest.mark.bad_input
+def test_an_export_replaces_only_files_of_an_earlier_one(run, tmp_path):
+    export = lambda: tools.export(run, "student", ["stablehlo"], tmp_path)
+    for name in ("student.stablehlo", "student.files.json"):
+        (tmp_path / name).write_text('{"files": 1}')
+        with pytest.raises(ValueError, match=f"{name} was not written by jaxkd export"):
+            export()
+        assert (tmp_path / name).read_text() == '{"files": 1}'
+        (tmp_path / name).unlink()
+    for _ in range(2):
+        export()
+    for number, text in enumerate(("null", '{"files": null}', "[1]", "\xff{", "[]")):
+        (tmp_path / f"other{number}.files.json").write_text(text)
+    (tmp_path / "other.files.json").mkdir()
+    tools.measure(tmp_path / "student.stablehlo", "digits", "test")
+    (tmp_path / "student.stablehlo").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="was changed since"):
+        export()
+    assert (tmp_path / "student.stablehlo").read_bytes() == b"mine"
 
 
 def work(seed, file, to, barrier, answers):
@@ -265,6 +290,36 @@ def test_a_changed_seed_empties_the_stages_and_blocks_nothing(tiny, run):
     assert sum("was made from other inputs" in s and "emptied" in s for s in said) == 2
     assert not journal.exists()
     assert outcome(run)["rows"][0]["digest"] != outcome(tiny)["rows"][0]["digest"]
+
+
+def test_a_resume_keeps_what_others_put_beside_the_checkpoints(tiny, run):
+    stage, said = run / "stages" / "00-train", []
+    shutil.rmtree(stage / "final")
+    before = read(stage / "checkpoints" / "000002", "meta.json")
+    mine = ("analysis", "000002.bak", "000099", "000001")
+    shutil.rmtree(stage / "checkpoints")
+    for name in mine:
+        (stage / "checkpoints" / name).mkdir(parents=True)
+        (stage / "checkpoints" / name / "notes.txt").write_text(name)
+    runs.resume(run, say=said.append)
+    assert outcome(run) == outcome(tiny)
+    assert read(stage / "checkpoints" / "000002", "meta.json").keys() == before.keys()
+    found = sorted((stage / "checkpoints").rglob("notes.txt"))
+    assert sorted(path.read_text() for path in found) == sorted(mine)
+    assert any("it is now 000001.aside-1" in s for s in said)
+
+
+@pytest.mark.parametrize("place", ["notes", "checkpoints/000002.bak", "files"])
+def test_a_stage_of_other_inputs_is_set_aside_if_others_put_something_in_it(run, place):
+    text, said = (run / "config.toml").read_text(), []
+    (run / "config.toml").write_text(text.replace("epochs = 1\n", "epochs = 2\n"))
+    (run / "stages" / "01-distill" / place).mkdir()
+    (run / "stages" / "01-distill" / place / "notes.txt").write_text("mine")
+    runs.resume(run, say=said.append)
+    aside = run / "stages" / "01-distill.aside-1" / place / "notes.txt"
+    assert aside.read_text() == "mine"
+    assert any("of others; it is now 01-distill.aside-1" in s for s in said)
+    assert (run / "stages" / "01-distill" / "final").is_dir()
 
 
 def test_stages_that_cannot_be_recognised_are_set_aside(tiny, run):

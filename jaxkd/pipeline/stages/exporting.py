@@ -1,6 +1,7 @@
 """export: files that run without this library."""
 
 import importlib.util
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,7 +20,8 @@ from jaxkd.pipeline.stages.stage import Known, Stage
 from jaxkd.pipeline.world import World
 
 RECORD = ".files.json"
-AGAIN = "write it again with python -m jaxkd export RUN"
+SUFFIXES = {"stablehlo": ".stablehlo", "tflite": ".tflite", "onnx": ".onnx"}
+AGAIN = "delete it and write it again with python -m jaxkd export RUN"
 PACKAGES = {
     "tflite": ("litert_converter", "litert"),
     "onnx": ("onnx", "onnx"),
@@ -67,6 +69,8 @@ class Export(Stage, frozen=True, kw_only=True, tag="export", tag_field="kind"):
         held = job.models[self.model]
         folder = job.folder / "files"
         folder.mkdir(parents=True, exist_ok=True)
+        for path in foreign(folder, self.model, self.formats):
+            job.warn(f"{_not_ours(path)}; it is now {store.set_aside(path).name}")
         found = write(
             held,
             job.world,
@@ -109,7 +113,8 @@ def write(
 ) -> list[dict[str, Any]]:
     """Writes a model in some formats; what `results.json` says of each file.
 
-    The same is written beside the files, as NAME.files.json, for `verify`.
+    The same is written beside the files, as NAME.files.json, for `verify` and
+    `foreign`. Files that have these names already are replaced.
 
     Args:
       held: the model.
@@ -120,12 +125,11 @@ def write(
       batch: images in a call; 0 for any number.
       latency: whether the files are timed.
     """
-    suffix = {"stablehlo": ".stablehlo", "tflite": ".tflite", "onnx": ".onnx"}
     images = jnp.asarray(world.test.images[:64])
     seen = world.plain(jax.random.key(0), {"image": images})["image"]
     found = []
     for format in formats:
-        path = folder / f"{name}{suffix[format]}"
+        path = folder / f"{name}{SUFFIXES[format]}"
         write_one: Any = {
             "stablehlo": export.stablehlo,
             "tflite": export.tflite,
@@ -141,45 +145,97 @@ def write(
             name=name,
             classes=world.test.classes,
         )
-        found.append(_file(report, path, world, latency))
-    _record(folder / f"{name}{RECORD}", found)
+        row = _row(report, path)
+        _record(folder / f"{name}{RECORD}", row)  # at once: it says whose the file is
+        found.append({**row, **_measured(path, world, latency)})
+        _record(folder / f"{name}{RECORD}", found[-1])
     return found
 
 
-def _record(path: pathlib.Path, found: list[dict[str, Any]]) -> None:
-    """Add rows to those of the folder's other files."""
+def _record(path: pathlib.Path, row: dict[str, Any]) -> None:
+    """Add a row to those of the folder's other files."""
+    others = [r for r in _rows(path) or [] if r["path"] != row["path"]]
+    store.write_json(path, {"files": [*others, row]})
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]] | None:
+    """The rows of a record; None if `write` did not write it, or it is damaged."""
     try:
-        before = store.read_json(path, AGAIN).get("files", [])
-    except (FileNotFoundError, ValueError):
-        before = []
-    new = {row["path"] for row in found}
-    store.write_json(
-        path, {"files": [r for r in before if r["path"] not in new] + found}
-    )
+        rows: Any = store.read_json(path, AGAIN).get("files")
+    except (OSError, ValueError):
+        return None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return None
+    needed = {"path", "format", "bytes", "sha256"}
+    return rows if all(needed <= row.keys() for row in rows) else None
+
+
+def recorded(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The records of a folder, and the files that are as `write` left them."""
+    found = []
+    for record in sorted(folder.glob(f"*{RECORD}")):
+        rows = _rows(record)
+        found += [record] * (rows is not None)
+        for row in rows or []:
+            path = folder / str(row["path"])
+            if path.is_file() and store.sha256(path) == row["sha256"]:
+                found.append(path)
+    return found
+
+
+def foreign(
+    folder: pathlib.Path, name: str, formats: Sequence[str]
+) -> list[pathlib.Path]:
+    """What `write` would replace though it did not write it, or it was changed since.
+
+    Args:
+      folder: where the files would go.
+      name: of the model.
+      formats: as for `write`.
+    """
+    ours = recorded(folder)
+    endings = [RECORD, *(SUFFIXES[format] for format in formats)]
+    paths = [folder / f"{name}{ending}" for ending in endings]
+    return [path for path in paths if os.path.lexists(path) and path not in ours]
+
+
+def refuse_foreign(folder: pathlib.Path, name: str, formats: Sequence[str]) -> None:
+    """Refuse to replace files that `write` did not write.
+
+    Raises:
+      ValueError: naming the file.
+    """
+    for path in foreign(folder, name, formats):
+        raise ValueError(
+            f"{_not_ours(path)}, and is not replaced: move it away, or name another "
+            "folder with --to"
+        )
+
+
+def _not_ours(path: pathlib.Path) -> str:
+    return f"{path} was not written by jaxkd export, or was changed since"
 
 
 def verify(path: pathlib.Path) -> None:
     """Refuse a file that is no longer what `write` wrote.
 
-    Files that are not recorded beside them are passed over.
+    Files that are not recorded beside them are passed over, and so is what is named as
+    a record and is none.
 
     Raises:
       ValueError: naming the file that is damaged.
     """
     for record in path.parent.glob(f"*{RECORD}"):
-        for row in store.read_json(record, AGAIN).get("files", []):
-            known = row.get("path") == path.name and row.get("sha256")
-            if known and known != store.sha256(path):
+        for row in _rows(record) or []:
+            if row["path"] == path.name and row["sha256"] != store.sha256(path):
                 raise ValueError(
                     f"{path} is damaged: its checksum is not that in {record.name}; "
                     f"{AGAIN}"
                 )
 
 
-def _file(
-    report: export.Report, path: pathlib.Path, world: World, latency: bool
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _row(report: export.Report, path: pathlib.Path) -> dict[str, Any]:
+    return {
         "path": path.name,
         "format": report.format,
         "bytes": report.bytes,
@@ -189,11 +245,14 @@ def _file(
         "accuracy": None,
         "nll": None,
     }
+
+
+def _measured(path: pathlib.Path, world: World, latency: bool) -> dict[str, Any]:
     try:
         program = export.load(path)
     except ImportError:
-        return row  # no runtime here
-    row |= export.evaluate(program, world.test, view=world.plain)
+        return {}  # no runtime here
+    row: dict[str, Any] = export.evaluate(program, world.test, view=world.plain)
     if latency:
         (milliseconds,) = export.latency([path])
         row["milliseconds"] = round(milliseconds, 4)

@@ -17,7 +17,7 @@ from jaxkd.pipeline.parts import Patterns, about, whole
 from jaxkd.pipeline.stages.job import Job, Made, row_of
 from jaxkd.pipeline.stages.stage import Known, Stage
 
-SENSITIVITIES = "sensitivities.json"
+GROUPS, SENSITIVITIES, SEARCH = "groups.txt", "sensitivities.json", "search.jsonl"
 LEAST = 0.9  # of the cost that is left: what is far smaller is not worth comparing
 
 
@@ -72,7 +72,7 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
         held, world = job.models[self.model], job.world
         net, variables = held.net, (held.params, held.state)
         plan, target = _plan(self, held, job)
-        store.write_file(job.folder / "groups.txt", f"{plan.listing()}\n".encode())
+        store.write_file(job.folder / GROUPS, f"{plan.listing()}\n".encode())
         dropped = _chosen(self, job, plan, target, held)
         x = world.plain(job.stage_key, {"image": world.resident["image"][:8]})["image"]
         prune.check_net(net, plan, *variables, dropped, x)
@@ -179,7 +179,7 @@ def _chosen(
         recalibrate_on=some,
     )
     ratios = np.arange(0, 1 - 1e-9, stage.step).round(6).tolist()
-    file = job.folder / ("search.jsonl" if stage.method == "search" else SENSITIVITIES)
+    file = job.folder / (SEARCH if stage.method == "search" else SENSITIVITIES)
 
     def measured() -> np.ndarray:
         if stage.method == "sensitivity":

@@ -16,6 +16,8 @@ from jaxkd.pipeline.parts import Optimizer, Space, about, whole
 from jaxkd.pipeline.stages.job import Job, Made, row_of
 from jaxkd.pipeline.stages.stage import Known, Stage
 
+JOURNAL = "journal.jsonl"
+
 
 def _choose(net: Any, step: Step, origin: Origin) -> Net:
     """Builds the network of the space that was chosen."""
@@ -66,7 +68,7 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
                 budget=self.candidates,
                 feasible=limit.feasible,
                 seed=job.config.seed,
-                journal=job.folder / "journal.jsonl",
+                journal=job.folder / JOURNAL,
                 settings=settings,
                 progress=lambda trial: tick(
                     {} if trial.error else {"reward": trial.reward}

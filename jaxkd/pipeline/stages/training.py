@@ -1,6 +1,5 @@
 """What the stages that train have in common, and the loop of their epochs."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from msgspec import Meta, field
 
-from jaxkd import checkpoint, distill, evaluate, losses, train
+from jaxkd import checkpoint, distill, evaluate, losses, store, train
 from jaxkd.distill import TrainState
 from jaxkd.models.net import Net
 from jaxkd.pipeline import memory, networks, objective, optimizing
@@ -220,7 +219,10 @@ def _accuracies(rows: Rows) -> list[float]:
 
 
 def _resumed(stage: Training, job: Job) -> checkpoint.Checkpoint | None:
-    """The newest checkpoint that will do; what will not is removed."""
+    """The newest checkpoint that will do; those after it are removed.
+
+    What is not a checkpoint stays, out of the way of those that will be written.
+    """
     folder = job.folder / "checkpoints"
 
     def will_do(meta: dict[str, Any]) -> bool:
@@ -232,8 +234,8 @@ def _resumed(stage: Training, job: Job) -> checkpoint.Checkpoint | None:
         return checkpoint.damage(folder / f"{number:06d}") is None
 
     found = checkpoint.newest(folder, job.warn, wanted=will_do)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        whole = path.name.isdecimal() and found is not None
-        if not whole or int(path.name) > found.meta["step"]:  # type: ignore[union-attr]
-            shutil.rmtree(path, ignore_errors=True)
+    begins_at = 0 if found is None else found.meta["step"]
+    checkpoint.remove_after(folder, begins_at)
+    for epoch in range(begins_at + 1, stage.epochs + 1):
+        store.make_way(folder / f"{epoch:06d}", job.warn)
     return found
