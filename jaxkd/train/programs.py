@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxkd import data, mesh as meshes
-from jaxkd.cache.replay import in_turn
+from jaxkd.cache.replay import in_turn, settings
 from jaxkd.data import Stream, stream as streams
 from jaxkd.data.augment import View
 from jaxkd.distill import Distiller, TrainState, without_masked
@@ -92,7 +92,9 @@ def make_epoch(
             mesh, state=state, teacher_variables=teacher_variables, resident=resident
         )
         whole = max(1, data.count(resident) // batch_size)
-        resident = in_turn(view, resident, state.step // whole)
+        # Peers (`schemes.mutual`) are several states, without a step of their own.
+        number = state.step // whole if settings(view)[0] is not None else 0
+        resident = in_turn(view, resident, number)
         order_key, view_key = jax.random.split(key)
         order = data.epoch(order_key, data.count(resident), batch_size)
         keys = jax.random.split(view_key, len(order))
