@@ -56,8 +56,8 @@ def cc(
       Each example's row of the mean, a pure number.
 
     Raises:
-      ValueError: if the batches differ, the embeddings have not two axes, or a knob is
-        out of its range.
+      ValueError: if the batches differ or hold one example, the embeddings have
+        not two axes, or a knob is out of its range.
 
     Example:
       Orthogonal against equal embeddings at gamma = 1/2, order 1: the kernels of the
@@ -72,7 +72,7 @@ def cc(
       Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang. `Correlation Congruence for Knowledge
       Distillation <https://arxiv.org/abs/1904.01802>`_, 2019.
     """
-    fm.check(
+    fm.check_pairs(
         where,
         2,
         2,

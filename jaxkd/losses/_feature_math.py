@@ -27,6 +27,19 @@ def check(
     _check.mask("where", where, jnp.shape(next(iter(arrays.values())))[:1])
 
 
+def check_pairs(
+    where: ArrayLike | None, least: int, most: int | None = None, **arrays: ArrayLike
+) -> None:
+    """What `check` asks, of a loss of relations: one example has none to another."""
+    check(where, least, most, **arrays)
+    for name, array in arrays.items():
+        if jnp.shape(array)[0] < 2:
+            raise ValueError(
+                f"{name} must hold 2 examples or more, because the loss compares "
+                f"examples of a batch, got shape {jnp.shape(array)}; use a larger batch"
+            )
+
+
 def same_channels(**arrays: ArrayLike) -> None:
     """The last axes agree: an adapter is the caller's."""
     _same("numbers of channels", -1, arrays)

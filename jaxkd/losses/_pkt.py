@@ -58,8 +58,8 @@ def pkt(
       Each example's row of the mean, in nats over B.
 
     Raises:
-      ValueError: if the batches differ, the embeddings have not two axes, or `epsilon`
-        is not positive.
+      ValueError: if the batches differ or hold one example, the embeddings have
+        not two axes, or `epsilon` is not positive.
 
     Example:
       Orthogonal embeddings, p = (2/3, 1/3), against equal ones, p = (1/2, 1/2):
@@ -74,7 +74,7 @@ def pkt(
       Passalis, Tefas. `Learning Deep Representations with Probabilistic Knowledge
       Transfer <https://arxiv.org/abs/1803.10837>`_, 2018.
     """
-    fm.check(
+    fm.check_pairs(
         where,
         2,
         2,

@@ -55,8 +55,8 @@ def rkd_angle(
       Each example's share as the anchor, a pure number.
 
     Raises:
-      ValueError: if the batches differ, the embeddings have not two axes, or `chunk` is
-        not a positive integer.
+      ValueError: if the batches differ or hold one example, the embeddings have
+        not two axes, or `chunk` is not a positive integer.
 
     Example:
       Three points on a line: cosines 1 at the ends, -1 in the middle; an equilateral
@@ -72,7 +72,7 @@ def rkd_angle(
       Park, Kim, Lu, Cho. `Relational Knowledge Distillation
       <https://arxiv.org/abs/1904.05068>`_, 2019. Equations 9 and 10.
     """
-    fm.check(
+    fm.check_pairs(
         where,
         2,
         2,

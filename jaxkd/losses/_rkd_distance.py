@@ -86,7 +86,8 @@ def rkd_distance(
       Each example's row of the mean, a pure number.
 
     Raises:
-      ValueError: if the batches differ, or the embeddings have not two axes.
+      ValueError: if the batches differ or hold one example, or the embeddings
+        have not two axes.
 
     Example:
       Three points on a line at 0, 1, 2 (distances 1, 1, 2 over 4/3) and an equilateral
@@ -102,7 +103,7 @@ def rkd_distance(
       Park, Kim, Lu, Cho. `Relational Knowledge Distillation
       <https://arxiv.org/abs/1904.05068>`_, 2019. Equations 5 to 8.
     """
-    fm.check(
+    fm.check_pairs(
         where,
         2,
         2,

@@ -43,7 +43,7 @@ def sp(
       Each example's row of the sum, a pure number.
 
     Raises:
-      ValueError: if the batches differ.
+      ValueError: if the batches differ or hold one example.
 
     Example:
       The student tells the two examples apart, the teacher does not: the rows are
@@ -58,7 +58,7 @@ def sp(
       Tung, Mori. `Similarity-Preserving Knowledge Distillation
       <https://arxiv.org/abs/1907.09682>`_, 2019.
     """
-    fm.check(
+    fm.check_pairs(
         where, 2, student_features=student_features, teacher_features=teacher_features
     )
     student_features, teacher_features = without(

@@ -6,8 +6,10 @@ What a number can be at all stands beside it, in `parts` and in the stages.
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from jaxkd.pipeline.config import AnyStage, Config
-from jaxkd.pipeline.parts import Augment
+from jaxkd.pipeline.parts import Augment, Ramp
 from jaxkd.pipeline.world import World
 
 
@@ -55,8 +57,15 @@ def _stage(stage: AnyStage, images: int) -> Iterator[str]:
         )
     for name, entry in getattr(stage, "losses", {}).items():
         ramp = entry.get("weight")
-        if isinstance(ramp, dict) and ramp.get("first", 0) >= epochs:
+        if not isinstance(ramp, dict):
+            continue
+        ramp = msgspec.convert(ramp, Ramp)
+        # A step changes the weight at `last`, the other forms from `first` on.
+        key = "last" if ramp.form == "step" else "first"
+        last_step = epochs - 1 / max(1, images // size)  # where the last step begins
+        if (got := getattr(ramp, key)) >= epochs or (key == "last" and got > last_step):
             yield (
-                f"losses.{name}.weight.first: must be less than the {epochs} epochs of "
-                f"the stage, got {ramp['first']:g}: the weight would never change"
+                f"losses.{name}.weight.{key}: must be less than the {epochs} epochs of "
+                f"the stage, and not within its last step, got {got:g}: the weight "
+                "would never change"
             )

@@ -25,6 +25,9 @@ CASES: list[Case] = [
 BATCH = 6
 # Of more examples as many are kept as a batch has: one program fewer.
 KEPT = np.array([True, False, True, True, False, True, True, False, True])
+# Of a batch of one example they would train nothing.
+RELATIONS = ("sp", "pkt", "cc", "rkd_distance", "rkd_angle", "rkd_angle_in_parts")
+
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 # Shapes are fixed and values drawn; the same ones in every run.
 drawn = settings(
@@ -297,12 +300,18 @@ def test_finite_at_equal_constant_and_zero_inputs(case):
             assert_finite(case, {**inputs, name: np.zeros_like(inputs[name])})
 
 
-@every_case
+@of(lambda case: case.name not in RELATIONS)
 def test_finite_with_one_example(case):
     inputs = draw(case, batch=(1,))
     assert_finite(case, inputs)
     assert_finite(case, change_floats(inputs, np.zeros_like))
     assert graded(case, inputs)[0].shape == (1,)
+
+
+@of(lambda case: case.name in RELATIONS)
+def test_refuses_one_example_without_another_to_compare(case):
+    with pytest.raises(ValueError, match="must hold 2 examples or more"):
+        case.call(draw(case, batch=(1,)))
 
 
 @every_case

@@ -76,6 +76,9 @@ WRONG = {
     "stages.distill.losses={ce={}, kd={weight={first=1, last=2}}}": (
         "stages.1 (distill): losses.kd.weight.first: must be less than the 1 epochs"
     ),
+    'stages.distill.losses={ce={}, kd={weight={last=1, form="step"}}}': (
+        "stages.1 (distill): losses.kd.weight.last: must be less than the 1 epochs"
+    ),
     'stages.distill.losses={ce={}, ab={pairs="stage1", margin=-1}}': (
         "ab.margin: must be a number that is 0 or 1e-06 to 1e+06, got -1"
     ),
