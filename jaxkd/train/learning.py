@@ -28,6 +28,7 @@ from jaxkd.data import Stream, augment
 from jaxkd.data.augment import View
 from jaxkd.distill import Distiller, Inputs, Spec, Teacher, TrainState
 from jaxkd.models.net import Net
+from jaxkd.train import fingerprint
 from jaxkd.train.loop import Place, Run, Variables, fit
 from jaxkd.train.programs import example, make_epoch, make_step, over_seeds
 from jaxkd.types import Batch, Metrics
@@ -106,7 +107,9 @@ def learn(
         where an epoch takes less time than writing a file.
       identity: what else the training depends on, JSON values such as
         `vars(config)`, compared with what the folder holds. Compared always: data,
-        teacher, keys, epochs, batch size, names and constant weights of the terms.
+        teacher, keys, epochs, batch size, names and constant weights of the terms, and
+        what a step computes: network, optimiser and losses, with their numbers. The
+        view is not compared.
       log: where each epoch's row goes, e.g. `log.start(directory)`.
       name: of the run, in its rows and beside the progress bar.
       progress: whether to show a bar, if the output is a terminal.
@@ -179,6 +182,7 @@ def learn(
                 teacher=store.digest(teacher_variables),
                 start=None if start is None else store.digest(start),
                 objective=None if spec is None else _weights(spec),
+                step=_step_facts(d, keys, teacher_variables, batch),
                 **(identity or {}),
             )
             state, place, rows = _resume(folder, facts, lambda: init(keys))
@@ -367,6 +371,16 @@ def _weights(spec: Spec) -> dict[str, Any]:
     }
 
 
+def _step_facts(
+    d: Distiller, keys: Array, teacher_variables: Any, batch: Batch
+) -> dict[str, str]:
+    """What a step computes: networks, optimiser and terms, with their numbers."""
+    key = keys.ravel()[0]
+    state = jax.eval_shape(d.init, key, teacher_variables, batch)
+    traced = jax.make_jaxpr(d.step)(state, teacher_variables, batch)
+    return {"jax": jax.__version__, "digest": fingerprint.of(traced)}
+
+
 def _facts(columns: Batch | Stream) -> Any:
     if isinstance(columns, Stream):
         return [columns.source.name, columns.source.examples]
@@ -385,7 +399,15 @@ def _resume(
     found = checkpoint.newest(folder, warn)
     if found is None:
         return init(), Place(), []
-    store.require_same(folder, found.meta.get("training", {}), facts)
+    theirs = dict(found.meta.get("training", {}))
+    step = theirs.get("step", {})
+    if step.get("jax") != jax.__version__:
+        warn(
+            f"{folder} was written under jax {step.get('jax', 'of unknown version')}: "
+            "whether network and optimiser are the same is not checked"
+        )
+        theirs["step"] = facts["step"]
+    store.require_same(folder, theirs, facts)
     state = checkpoint.like(found.tree, jax.eval_shape(init))
     return state, Place(*found.meta["place"]), found.meta["rows"]
 
