@@ -1,11 +1,15 @@
 """Weights that a configuration brings along."""
 
+import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax.errors import FlaxError
 
-from jaxkd import _tree, checkpoint, train
+from jaxkd import _tree, checkpoint, store, train
 from jaxkd._text import alternatives
 from jaxkd.pipeline import directory, memory, networks, state
 from jaxkd.pipeline.config import Config, Space
@@ -48,24 +52,50 @@ def loaded(config: Config, name: str, weights: str, world: World) -> Held:
     """Return a model with variables from a folder of `checkpoint.save` or `write`.
 
     In a folder of a run's `models/` lies its recipe: such a model may be pruned or
-    quantized.
+    quantized. Its table, and the shapes that its variables had before the recipe, must
+    be those of the configuration.
+
+    Raises:
+      ValueError: if they are not, naming what differs.
+      FileNotFoundError: if there is no such folder.
     """
-    folder = pathlib.Path(weights).expanduser()
+    folder, model = pathlib.Path(weights).expanduser(), config.models[name]
     tree, notes = _read(folder)
+    own = networks.description(model)
+    # Folders of earlier versions, and those of `checkpoint.save`, have no table.
+    if differ := store.differences(notes.get("model", own), own):
+        raise ValueError(f"weights: {folder} is of another model: {differ}")
     params, extra = state.variables(tree, notes)
     recipe = tuple(notes["recipe"])
-    net = networks.build(
-        config.models[name],
-        recipe,
-        params,
-        extra,
-        classes=world.classes,
-        image_shape=world.image_shape,
+    if not isinstance(model, Space) and any(s["step"] == "choose" for s in recipe):
+        raise ValueError(f"weights: {folder} is of a space, not of {own['kind']}")
+    build = functools.partial(
+        networks.build, model, classes=world.classes, image_shape=world.image_shape
     )
-    held = Held(net, params, extra, recipe)
-    if not recipe:
-        _same(_own(held, world), (params, extra), folder)
+    first = [step for step in recipe if step["step"] == "choose"]
+    whole = _own(Held(build(first, params, extra)), world)
+    _same(whole, _before(recipe, params, extra), folder, recipe)
+    try:
+        held = Held(build(recipe, params, extra), params, extra, recipe)
+        _logits(held, world)
+    except (FlaxError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"weights: {folder} does not fit: {error}") from error
     return held
+
+
+def _before(recipe: Sequence[networks.Step], params: Any, extra: Any) -> Any:
+    """Shapes and types of the variables before BatchNorm was folded and quantized."""
+    folded = [step["shapes"] for step in recipe if step["step"] == "fold"]
+    if not folded:
+        return params, extra
+    return jax.eval_shape(lambda: networks.zeros(folded[0]))
+
+
+def _logits(held: Held, world: World) -> Any:
+    """Shapes of the logits of one image."""
+    x = jax.ShapeDtypeStruct((1, *world.image_shape), jnp.float32)
+    forward = lambda p, z, x: held.net.apply(p, z, x, train=False)[0].logits
+    return jax.eval_shape(forward, held.params, held.state, x)
 
 
 def _read(folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
@@ -92,13 +122,23 @@ def _read(folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     return tree, notes
 
 
-def _same(own, theirs, folder: pathlib.Path) -> None:
+def _same(own: Any, theirs: Any, folder: pathlib.Path, recipe: Any) -> None:
+    """Refuse variables that the network does not make; pruned ones may be smaller."""
+    pruned = any(step["step"] == "prune" for step in recipe)
     kinds = lambda tree: {p: (a.shape, a.dtype) for p, a in _tree.flatten(tree).items()}
     own, theirs = kinds(own), kinds(theirs)
     for path in sorted({*own, *theirs}):
-        if own.get(path) != theirs.get(path):
-            have, want = theirs.get(path, "nothing"), own.get(path, "nothing")
-            raise ValueError(
-                f"weights: {folder} does not fit: {path.partition('/')[2]} is {have}, "
-                f"the network has {want}"
-            )
+        have, want = theirs.get(path), own.get(path)
+        if have == want or (pruned and _smaller(have, want)):
+            continue
+        raise ValueError(
+            f"weights: {folder} does not fit: {path.partition('/')[2]} is "
+            f"{have or 'nothing'}, the network has {want or 'nothing'}"
+        )
+
+
+def _smaller(have: Any, want: Any) -> bool:
+    if have is None or want is None or have[1] != want[1]:
+        return False
+    pairs = zip(have[0], want[0], strict=True)
+    return len(have[0]) == len(want[0]) and all(a <= b for a, b in pairs)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxkd import _tree, cost, models
+from jaxkd import _tree, cost, models, store
 from jaxkd._text import alternatives
 from jaxkd.compress import quantize, search
 from jaxkd.compress.quantize.net import RANGES, STEPS
@@ -22,6 +22,7 @@ from jaxkd.models.net import Net
 from jaxkd.pipeline.parts import Cnn, Mlp, Model, Space, Zoo
 
 Step = dict[str, Any]
+FREE = ("dropout", "input_dropout", "dtype", "weights")  # any with the same variables
 
 
 class Held(NamedTuple):
@@ -56,6 +57,13 @@ class Origin(NamedTuple):
     state: Any
     classes: int
     image_shape: tuple[int, ...]
+
+
+def description(model: Model) -> dict[str, Any]:
+    """What of a model's table decides which function its variables make, for JSON."""
+    names = [name for name in model.__struct_fields__ if name not in FREE]
+    kind = model.__struct_config__.tag
+    return store.identity(kind=kind, **{name: getattr(model, name) for name in names})
 
 
 def base(model: Model, classes: int) -> Net:

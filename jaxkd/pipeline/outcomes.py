@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from jaxkd import checkpoint, store
-from jaxkd.pipeline import directory, measuring, state
+from jaxkd.pipeline import directory, measuring, networks, state
 from jaxkd.pipeline.config import AnyStage, Config
 from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.parts import Model
 from jaxkd.pipeline.stages.job import Job, Made
 from jaxkd.pipeline.world import World
 
@@ -121,13 +122,18 @@ def write(
 
 
 def write_model(
-    run: pathlib.Path, name: str, held: Held, warn: Callable[[str], None]
+    run: pathlib.Path,
+    name: str,
+    held: Held,
+    model: Model,
+    warn: Callable[[str], None],
 ) -> None:
     """Leave a model where `checkpoint.load` and `weights =` find it."""
     if held.params is None:
         return
     folder = run / "models" / name
-    notes = store.identity(digest=state.digest(held), **state.meta(held))
+    about = networks.description(model)
+    notes = store.identity(digest=state.digest(held), model=about, **state.meta(held))
     try:
         store.require_ours(folder)
         if checkpoint.read(folder).meta == notes:

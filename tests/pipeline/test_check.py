@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxkd import checkpoint, models
 from jaxkd.__main__ import main
-from jaxkd.pipeline import directory, memory
+from jaxkd.pipeline import directory, memory, networks, parts, state
 
 BASE = """
 [data]
@@ -154,6 +155,48 @@ def test_the_weights_of_a_run_are_those_of_one_of_its_models(
     message = f"models.teacher: weights: {whole} is a run; give the folder of one of"
     assert code == 2 and message in error
     assert f"{whole}/models/student; there are student, teacher" in error
+
+
+OTHERS = {
+    "widths = [16, 16]": "widths was [16, 16, 16], is [16, 16]",
+    "widths = [16, 16, 8]": "widths was [16, 16, 16], is [16, 16, 8]",
+    "widths = [16, 16, 16, 16]": "widths was [16, 16, 16], is [16, 16, 16, 16]",
+}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("steps", [(), ("prune",), ("prune", "fold"), ("choose",)])
+@pytest.mark.parametrize("told", [True, False])
+def test_weights_of_another_table_are_refused_whatever_was_done_to_them(
+    capsys, tmp_path, tmp_path_factory, steps, told
+):
+    folder = tmp_path_factory.mktemp("weights") / "student"
+    net = models.mlp((16, 16, 16), classes=10)
+    params, extra = net.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+    details = {"fold": {"shapes": networks.shapes(params, extra)}}
+    recipe = tuple({"step": step, **details.get(step, {})} for step in steps)
+    notes = state.meta(networks.Held(net, params, extra, recipe))
+    if told:
+        table = parts.Mlp(widths=(16, 16, 16), dropout=0.5)
+        notes["model"] = networks.description(table)
+    checkpoint.write(folder, {"params": params, "state": extra}, notes)
+
+    def answer(table):
+        text = (
+            f"[data]\ntrain_images = 100\n[models.student]\nweights = '{folder}'\n"
+            f"kind = 'mlp'\n{table}\n[[stages]]\nkind = 'evaluate'\n"
+        )
+        return check(capsys, tmp_path, text)
+
+    for table, message in OTHERS.items():
+        code, error = answer(table)
+        assert code == 2 and "models.student: weights: " in error, error
+        if told:
+            assert f"{folder} is of another model: {message}" in error
+        elif "choose" not in steps:
+            assert f"{folder} does not fit: " in error
+    code, error = answer("widths = [16, 16, 16]")
+    assert code == (2 if "choose" in steps else 0), error
 
 
 def test_the_largest_array_of_inner_programs_counts(monkeypatch):
