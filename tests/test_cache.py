@@ -412,6 +412,20 @@ SCORE = """
 """
 
 
+@pytest.mark.bad_input
+def test_what_others_put_where_the_chunks_would_lie_is_refused(variables, tmp_path):
+    work = store.partial(tmp_path / "set")
+    work.mkdir()
+    for name in ("chunk-000000.npz", "label.npy", "notes.txt"):
+        (work / name).write_bytes(b"mine")
+        with pytest.raises(ValueError, match=r"set\.partial was not begun by jaxkd"):
+            score(variables, path=tmp_path / "set")
+        assert [path.name for path in work.iterdir()] == [name]
+        assert (work / name).read_bytes() == b"mine"
+        (work / name).unlink()
+    score(variables, path=tmp_path / "set")  # an empty folder is filled
+
+
 def test_a_killed_scoring_run_resumes(variables, tmp_path, monkeypatch):
     path = tmp_path / "set"
     child = subprocess.Popen(

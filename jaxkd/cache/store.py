@@ -77,10 +77,11 @@ def fill(
       Whether all of it was computed in this call.
 
     Raises:
-      ValueError: if the chunks that are there belong to another plan, or another
-        process is filling them.
+      ValueError: if the chunks that are there belong to another plan, another process
+        is filling them, or something else lies at `partial(path)`.
     """
     work = partial(path)
+    _require_ours(work)
     work.mkdir(parents=True, exist_ok=True)
     with files.lock(work):
         if exists(path):  # another process was quicker
@@ -91,19 +92,34 @@ def fill(
         if begun:
             found = _read_json(work / begun[0])
             files.require_same(work, {name: found.get(name) for name in plan}, plan)
-            agree({name: np.load(work / f"{name}.npy") for name in fixed})
-        else:
-            for name, array in fixed.items():
+        else:  # first of all: it says whose the folder is
+            files.write_file(work / PLAN, lambda file: file.write(_encode(plan)))
+        for name, array in fixed.items():
+            if not (work / f"{name}.npy").exists():
                 files.write_file(
                     work / f"{name}.npy", functools.partial(np.save, arr=array)
                 )
-            files.write_file(work / PLAN, lambda file: file.write(_encode(plan)))
+        if begun:
+            agree({name: np.load(work / f"{name}.npy") for name in fixed})
         if MANIFEST not in begun:
             for number in range(chunks):
                 _chunk(_chunk_file(work, number), compute, number)
             _seal(work, plan, chunks, fixed)
         _publish(work, path)
     return not begun
+
+
+def _require_ours(work: pathlib.Path) -> None:
+    """Refuse a folder in which `fill` did not begin."""
+    if not os.path.lexists(work):
+        return
+    there = [p.name for p in work.iterdir()] if work.is_dir() else [""]
+    there = [name for name in there if not name.startswith(files.PREFIX)]
+    if there and not {MANIFEST, PLAN} & {*there}:
+        raise ValueError(
+            f"{work} was not begun by jaxkd (it has no {PLAN}), and what is computed "
+            "would lie there: move it away, or name another path"
+        )
 
 
 def open_arrays(path: pathlib.Path) -> tuple[dict[str, Any], Arrays]:
