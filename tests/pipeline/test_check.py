@@ -53,6 +53,9 @@ def check(capsys, tmp_path, text=BASE, *more):
 
 
 WRONG = {
+    'stages.prune.include=["head/*"]': "include = ['head/*'] selects no layer of "
+    "'student' that can be pruned; those that can be are stage1_conv1/*, hidden1/*",
+    'stages.prune.exclude=["*"]': "exclude = ['*'] selects no layer of 'student' that",
     "stages.prune.step=1e-9": r"stages.2.step: must be a number >= 0.001 and < 1, got",
     "stages.distill.temperature=1e-300": "temperature: must be 0 or at least 1e-30",
     "stages.distill.temperature=1e-4": "temperature: must be a number >= 0.001 and",

@@ -1,6 +1,7 @@
 """prune: channels leave a trained model."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -110,16 +111,20 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
 
 
 def _plan(stage: Prune, held: Held, job: Job) -> tuple[prune.Plan, prune.Target]:
-    plan = prune.analyse_net(
-        held.net,
-        held.params,
-        held.state,
-        job.world.image_shape,
-        include=stage.include or None,
-        exclude=stage.exclude or None,
+    analysed = functools.partial(
+        prune.analyse_net, held.net, held.params, held.state, job.world.image_shape
     )
+    plan = analysed(include=stage.include or None, exclude=stage.exclude or None)
     if not plan.groups:
-        raise ValueError(f"{stage.model!r} has no channels that can be removed")
+        names = [f"{group.name}/*" for group in analysed().groups]
+        if not names:
+            raise ValueError(f"{stage.model!r} has no channels that can be removed")
+        given = {"include": stage.include, "exclude": stage.exclude}
+        told = ", ".join(f"{k} = {list(v)}" for k, v in given.items() if v)
+        raise ValueError(
+            f"{told} selects no layer of {stage.model!r} that can be pruned; those "
+            f"that can be are {', '.join(names)}"
+        )
     widest = max(len(group.units) * group.each for group in plan.groups)
     if stage.round_to > widest:
         raise ValueError(
