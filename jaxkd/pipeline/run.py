@@ -194,7 +194,10 @@ def _begins(config: Config, place: int, models: dict[str, Held], data: str) -> s
     """A digest of all that decides what a stage makes."""
     stage = config.stages[place]
     names = [getattr(stage, field, "") for field in ("model", "teacher", "source")]
-    told = msgspec.to_builtins((config.seed, place, config.data, stage, data))
+    tables = [msgspec.to_builtins(config.models[name]) for name in names if name]
+    for table in tables:
+        table.pop("weights", None)  # a path; what it holds is in the models' digests
+    told = msgspec.to_builtins((config.seed, place, config.data, stage, data, tables))
     own = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return "+".join([own, *(state.digest(models[name]) for name in names if name)])
 

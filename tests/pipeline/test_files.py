@@ -322,6 +322,14 @@ def test_a_stage_of_other_inputs_is_set_aside_if_others_put_something_in_it(run,
     assert (run / "stages" / "01-distill" / "final").is_dir()
 
 
+def test_a_changed_model_is_trained_anew(tiny, run):
+    text, said = (run / "config.toml").read_text(), []
+    (run / "config.toml").write_text(text.replace("dropout = 0.0", "dropout = 0.5", 1))
+    runs.resume(run, say=said.append)
+    assert sum("was made from other inputs" in s and "emptied" in s for s in said) == 2
+    assert outcome(run)["rows"][0]["digest"] != outcome(tiny)["rows"][0]["digest"]
+
+
 def test_stages_that_cannot_be_recognised_are_set_aside(tiny, run):
     folder, said = run / "stages" / "00-train", []
     shutil.rmtree(folder / "final")
