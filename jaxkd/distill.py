@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
@@ -440,6 +441,12 @@ def distiller(
             raise ValueError(
                 f"spec[{name!r}] must be (weight, Term), got {pair!r}; "
                 "distill.on_labels, on_logits, on_taps make a Term of a loss"
+            )
+        weight = pair[0]
+        concrete = not callable(weight) and not isinstance(weight, jax.core.Tracer)
+        if concrete and not np.isfinite(weight).all():
+            raise ValueError(
+                f"the weight of spec[{name!r}] must be finite, got {weight}"
             )
 
     def taught(teacher_variables: Any, batch: Batch) -> Outputs:

@@ -416,6 +416,11 @@ def learn(net=toys.student, columns=None, **how):
     return train.learn(net, columns, **how)
 
 
+def narrower_variables():
+    net = models.mlp([3], classes=5)
+    return net.init(jax.random.key(0), jnp.zeros((2, 4, 4, 3)))
+
+
 def with_column(name, column):
     return {**data.on_device(toys.dataset()), name: column}
 
@@ -426,7 +431,9 @@ def with_column(name, column):
     [
         (
             lambda: learn(
-                columns=with_column("teacher", np.zeros((60, 5))), teacher="cached"
+                columns=with_column("teacher", np.zeros((60, 5))),
+                teacher="cached",
+                spec=KD,
             ),
             r"one entry for each example, got .*teacher 60",
         ),
@@ -442,6 +449,26 @@ def with_column(name, column):
         (lambda: learn(view=None), "view=augment.to_float"),
         (lambda: learn(inputs="ids"), "no field 'ids', only .*pass inputs="),
         (lambda: learn(teacher=toys.teacher), "teacher must be .net, variables."),
+        (
+            lambda: learn(teacher=(toys.teacher, toys.teacher_variables())),
+            "the teacher would be ignored: pass spec",
+        ),
+        (
+            lambda: learn(
+                spec=KD, teacher=(models.mlp([4], classes=5), narrower_variables())
+            ),
+            r"teacher must be .net, variables. of one network",
+        ),
+        (
+            lambda: learn(
+                spec={"ce": (np.nan, distill.on_labels(losses.cross_entropy))}
+            ),
+            r"the weight of spec\['ce'\] must be finite, got nan",
+        ),
+        (
+            lambda: learn(columns=with_column("image", np.full((40, 4, 4, 3), np.inf))),
+            r"column \['image'\] has 1920 NaN or infinities, in 40 of 40",
+        ),
         (lambda: learn(seeds=2, key=jax.random.key(0)), "exclude each other"),
         (lambda: learn(tx=None), "tx must be an optimiser"),
         (lambda: learn(batch_size=0), "batch_size must be >= 1"),

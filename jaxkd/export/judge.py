@@ -81,12 +81,22 @@ def judge(
     if not found <= most:
         raise ValueError(
             f"{path} was not written: run by its own runtime, the file differs from "
-            f"the network by {difference:.3g}, that is {found:.3g} {unit} (largest "
-            f"output {largest:.3g}); at most {most:g} {unit} is accepted. Try another "
-            "format, or export parts of the network to find the layer"
+            f"the network by {difference:.3g}, that is {_above(found, most)} {unit} "
+            f"(largest output {largest:.3g}); at most {most:g} {unit} is accepted. "
+            "Try another format, or export parts of the network to find the layer"
             f"{_accepting(knob, found)}"
         )
     return Verdict(difference, found if quantized else None)
+
+
+def _above(found: float, most: float) -> str:
+    """As few digits, three or more, as show that it is more than the limit.
+
+    >>> _above(5.0004, 5.0), _above(7.25, 5.0)
+    ('5.0004', '7.25')
+    """
+    texts = (f"{found:.{digits}g}" for digits in range(3, 18))
+    return next((text for text in texts if not float(text) <= most), f"{found!r}")
 
 
 def _accepting(knob: str, found: float) -> str:

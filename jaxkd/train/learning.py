@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +84,8 @@ def learn(
         out. A stream has its own.
       epochs: how many.
       tx: the optimiser.
-      spec: the terms of the objective by name; by default cross-entropy with "label".
+      spec: the terms of the objective by name; without a teacher, cross-entropy with
+        "label" by default.
       teacher: `(net, variables)`, run live; `(function, variables)` of the type
         `distill.Teacher`; "cached" if its logits are the column "teacher"; None.
       seeds: trains so many students, from seeds 0, 1, ..., each with data in an order
@@ -118,9 +120,10 @@ def learn(
       The run: `variables`, `history`, `seed(i)`.
 
     Raises:
-      ValueError: before training: if columns differ in length or hold NaN that no mask
-        leaves out, a label has no output, stored bytes reach the network, or networks,
-        spec and data do not fit.
+      ValueError: before training: if columns differ in length or hold NaN (or, in the
+        inputs, infinities) that no mask leaves out, a label has no output, stored bytes
+        reach the network, a teacher is given without spec or does not fit its
+        variables, or networks, spec and data do not fit.
       FloatingPointError: if a metric is not finite, naming the step and the term.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, when the epoch under way is done and
         saved.
@@ -143,12 +146,17 @@ def learn(
         d, net = student, None
     elif tx is None:
         raise ValueError("tx must be an optimiser, e.g. optax.adam(1e-3)")
+    elif spec is None and teacher is not None:
+        raise ValueError(
+            "the teacher would be ignored: pass spec, the terms that compare with it, "
+            'e.g. spec={"kd": (1.0, distill.on_logits(losses.kd))}'
+        )
     else:
         spec = distill.labels_only() if spec is None else spec
         d, net = distill.distiller(student, teach, spec, tx, inputs=inputs), student
-    columns = _columns(examples)
+    columns = _columns(examples, inputs)
     score = _scorer(net, test, test_view or view, inputs, metrics)
-    measured = None if test is None or callable(test) else _columns(test)
+    measured = None if test is None or callable(test) else _columns(test, inputs)
     if isinstance(columns, Stream):
         mesh, steps, size = columns.mesh, columns.steps, columns.batch_size
     elif batch_size is None:
@@ -162,6 +170,8 @@ def learn(
         if not isinstance(columns, Stream):
             columns = meshes.put(columns, everywhere)
     batch = example(columns, view)
+    if isinstance(teacher, tuple) and not isinstance(student, Distiller):
+        _check_teacher(teach, teacher_variables, batch)
     if mesh is not None:
         keys, batch = meshes.put((keys, batch), everywhere)
 
@@ -289,30 +299,46 @@ def _teacher(teacher: Any, inputs: Inputs) -> tuple[Teacher, Any]:
     ) else net, variables
 
 
-def _columns(examples: data.Dataset | Batch | Stream) -> Batch | Stream:
+def _check_teacher(teach: Teacher, variables: Any, batch: Batch) -> None:
+    """Refuse a teacher whose variables are those of another network."""
+    try:
+        jax.eval_shape(teach, variables, batch)
+    except flax.errors.FlaxError as error:
+        raise ValueError(
+            "teacher must be (net, variables) of one network, but these variables do "
+            f"not fit this net: {error}"
+        ) from error
+
+
+def _columns(examples: data.Dataset | Batch | Stream, inputs: Inputs) -> Batch | Stream:
     if isinstance(examples, Stream):
         return examples
     columns = _on_device(examples)
     for keys, column in jax.tree_util.tree_leaves_with_path(columns):
         if jnp.issubdtype(column.dtype, jnp.floating):
-            _check_numbers(jax.tree_util.keystr(keys), column, columns.get("where"))
+            name = jax.tree_util.keystr(keys)
+            seen = name == f"['{inputs}']"
+            _check_numbers(name, column, columns.get("where"), finite=seen)
     return columns
 
 
-def _check_numbers(name: str, column: Array, where: Array | None) -> None:
-    """Refuse a column with NaN where the mask counts.
+def _check_numbers(
+    name: str, column: Array, where: Array | None, *, finite: bool
+) -> None:
+    """Refuse a column with NaN where the mask counts, and infinities if `finite`.
 
-    Infinities pass: a teacher's logit may be -inf.
+    What is not the networks' input may be infinite: a teacher's logit may be -inf.
     """
-    bad = jnp.isnan(column)
+    bad = ~jnp.isfinite(column) if finite else jnp.isnan(column)
     if where is not None:
         bad &= distill.counted(where, column)
     if number := int(jnp.sum(bad)):
         rows = jnp.any(bad.reshape(len(bad), -1), 1)
+        kinds = "NaN or infinities" if jnp.any(bad & jnp.isinf(column)) else "NaN"
         raise ValueError(
-            f"column {name} has {number} NaN, in {int(jnp.sum(rows))} of {len(bad)} "
-            f"examples, the first of which is {int(jnp.argmax(rows))}; leave these "
-            'out, or mask them by a column "where", boolean, false for them'
+            f"column {name} has {number} {kinds}, in {int(jnp.sum(rows))} of "
+            f"{len(bad)} examples, the first of which is {int(jnp.argmax(rows))}; "
+            'leave these out, or mask them by a column "where", boolean, false for them'
         )
 
 
@@ -339,7 +365,7 @@ def _scorer(
     if view.random:
         raise ValueError("test_view must be given and not random where view is random")
     return evaluation.scorer(
-        net, _columns(test), view=view, inputs=inputs, metrics=metrics
+        net, _columns(test, inputs), view=view, inputs=inputs, metrics=metrics
     )
 
 
