@@ -401,7 +401,8 @@ def _step_facts(
     d: Distiller, keys: Array, teacher_variables: Any, batch: Batch
 ) -> dict[str, str]:
     """What a step computes: networks, optimiser and terms, with their numbers."""
-    key = keys.ravel()[0]
+    first = lambda keys: keys.ravel()[0]
+    key = jax.eval_shape(first, keys)  # of several processes, none has all of them
     state = jax.eval_shape(d.init, key, teacher_variables, batch)
     traced = jax.make_jaxpr(d.step)(state, teacher_variables, batch)
     return {"jax": jax.__version__, "digest": fingerprint.of(traced)}
