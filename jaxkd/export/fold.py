@@ -38,6 +38,11 @@ def is_constant(x: Any) -> bool:
     return isinstance(x, np.ndarray | np.generic)
 
 
+def is_uniform(x: Any) -> bool:
+    """Whether a value is known now, and one number everywhere."""
+    return is_constant(x) and x.size > 0 and bool((x == x.flat[0]).all())
+
+
 def per_channel(x: Any, channels: int) -> bool:
     """Whether `x` is a constant that varies along the last axis alone."""
     if not is_constant(x) or not x.ndim or not np.issubdtype(x.dtype, np.floating):

@@ -184,6 +184,9 @@ def _step(step: jaxpr.Step, values: list, seen: _Seen, scope: str) -> list:
             return [tiles.tile_max(tile, window, whole)]
     if name in NOTHING:
         return values
+    if name == "select_n" and fold.is_uniform(values[0]):
+        # What is never chosen is not written: `jnp.var` has a NaN for no numbers.
+        return [values[1 + int(values[0].flat[0])]]
     if name == "scan" and seen.target != "xla":
         loop = jaxpr.scan(params)
         inner = _flat(loop.body)

@@ -250,3 +250,14 @@ def test_views_of_six_axes_have_at_most_five():
     closed = program.trace(f, nets.SHAPE, 3)
     np.testing.assert_allclose(program.call(closed, X), f(X), atol=1e-5)
     assert max(len(v.aval.shape) for e in closed.eqns for v in e.outvars) <= 5
+
+
+def test_what_is_never_chosen_is_not_written():
+    f = lambda x: x.std((1, 2))  # where(n > 0, the variance, NaN)
+    closed = program.trace(f, nets.SHAPE, 3)
+    census.check_finite(closed)
+    assert all(e.primitive.name != "select_n" for e in closed.eqns)
+    np.testing.assert_allclose(program.call(closed, X), f(X), atol=1e-5)
+    nan = lambda x: jnp.where(np.full(3, False), x.sum((1, 2)), np.full(3, np.nan))
+    with pytest.raises(ValueError, match="is not finite"):
+        census.check_finite(program.trace(lambda x: nan(x) + x[:, 0, 0], (8, 8, 3), 1))
