@@ -76,6 +76,8 @@ def test_jobs_end_with_who_started_them(tmp_path, sent):
     parent = subprocess.Popen(
         [sys.executable, "-m", "experiments.bench.device", *options],
         stderr=subprocess.DEVNULL,
+        # Tests that run in the background ignore SIGINT, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = device.path(tmp_path, "check", "log")
     while not log.exists():  # it is about to be started
