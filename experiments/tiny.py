@@ -164,7 +164,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         tree = checkpoint.read(directory / name).tree
         return tree["params"], tree["state"]
 
-    # The teacher, and what it says of the views of every image.
+    # The teacher, and its logits for the views of every image.
     def train_teacher() -> train.Variables:
         how = length(config.teacher_epochs, config.teacher_rate, config.teacher_decay)
         run = learn(

@@ -132,8 +132,9 @@ def load(
       The scores in the order of `dataset`, memory-mapped if that is the stored order.
 
     Raises:
-      ValueError: if nothing whole is at `path`; if it is of another format, truncated
-        or changed; if it is of another teacher, another view or other data.
+      ValueError: if there are no complete scores at `path`; if they are in an unknown
+        format, truncated or changed; or if they belong to a different teacher, view or
+        data set.
     """
     path = pathlib.Path(path)
     _refuse_random(view)

@@ -126,7 +126,7 @@ def open_arrays(path: pathlib.Path) -> tuple[dict[str, Any], Arrays]:
     """The manifest at `path` and its arrays, memory-mapped, every byte checked.
 
     Raises:
-      ValueError: if there is none, if it is of another format, or if anything was
+      ValueError: if there is none, if its format is unknown, or if anything was
         truncated or changed.
     """
     if not exists(path):

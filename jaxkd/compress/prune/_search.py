@@ -93,7 +93,7 @@ def search(
     Raises:
       ValueError: before anything is evaluated, if the scores do not fit the plan, a
         ratio is outside [0, 1), the target cannot be met on this grid, there is nothing
-        to choose, or the journal is of another search.
+        to choose, or the journal belongs to a different search.
       RuntimeError: if the controller finds no candidate that meets the target.
     """
     scores = check_scores(plan, scores)
