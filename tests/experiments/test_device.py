@@ -13,6 +13,15 @@ from experiments.bench import device
 
 BROKEN = "seeds:resnet20"
 
+# Runs Python with the arguments that follow, and with SIGINT as by default: tests
+# that run in the background ignore it and hand that on. (No `preexec_fn`: it forks,
+# and JAX warns of every fork.)
+LISTEN = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
@@ -74,10 +83,8 @@ def test_the_time_is_kept(tmp_path, capsys):
 def test_jobs_end_with_who_started_them(tmp_path, sent):
     options = ["--out", str(tmp_path), "--jobs", "check", "--tiny"]
     parent = subprocess.Popen(
-        [sys.executable, "-m", "experiments.bench.device", *options],
+        [sys.executable, "-c", LISTEN, "-m", "experiments.bench.device", *options],
         stderr=subprocess.DEVNULL,
-        # Tests that run in the background ignore SIGINT, and would hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = device.path(tmp_path, "check", "log")
     while not log.exists():  # it is about to be started
