@@ -3,11 +3,9 @@
 A view is made once for each batch and handed to teacher and student alike. The usual
 order is `chain(flip(), crop(4), to_float(), normalise(mean, sd), cutout(16))`: moving
 bytes is cheaper than moving floats, padding is then black, and what cutout erases is
-the mean colour.
+the mean colour. `resized_crop`, `colour_jitter` and `rand_augment` too come before
+`to_float`; `mixup` or `cutmix` comes last.
 """
-
-import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,62 +14,27 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxkd import _check
-from jaxkd.types import Batch
+from jaxkd.data.colour import colour_jitter
+from jaxkd.data.mixing import cutmix, mixup
+from jaxkd.data.rand_augment import rand_augment
+from jaxkd.data.resizing import resized_crop
+from jaxkd.data.views import View, chain, check_floats, on_images, per_image
 
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """A function from (key, batch) to the batch as the networks see it.
-
-    Attributes:
-      apply: pure; runs inside `jit`, `scan` and `vmap`.
-      random: whether the result depends on the key. Outputs of a teacher that were
-        stored once belong to fixed images, so they are refused under a random view.
-    """
-
-    apply: Callable[[Array, Batch], Batch]
-    random: bool
-
-    def __call__(self, key: Array, batch: Batch) -> Batch:
-        """The view of this batch."""
-        return self.apply(key, batch)
-
-
-def chain(*views: View) -> View:
-    """One view after another, each with a key of its own; `chain()` changes nothing.
-
-    Args:
-      *views: in the order in which they are applied.
-
-    Returns:
-      A view that is random if any of them is.
-    """
-
-    def apply(key: Array, batch: Batch) -> Batch:
-        for place, view in enumerate(views):
-            batch = view.apply(jax.random.fold_in(key, place), batch)
-        return batch
-
-    return View(apply, any(view.random for view in views))
-
-
-def _on_images(change: Callable[[Array, Array], Array], *, random: bool) -> View:
-    def apply(key: Array, batch: Batch) -> Batch:
-        return {**batch, "image": change(key, batch["image"])}
-
-    return View(apply, random)
-
-
-def _floating(images: Array, view: str) -> None:
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"{view} expects float images, got {images.dtype}: put to_float() before it"
-        )
-
-
-def _per_image(images: Array, values: Array) -> Array:
-    """One value for each image, shaped to act on all its pixels."""
-    return jnp.expand_dims(values, tuple(range(1, images.ndim)))
+__all__ = [
+    "View",
+    "chain",
+    "colour_jitter",
+    "crop",
+    "cutmix",
+    "cutout",
+    "flip",
+    "jitter",
+    "mixup",
+    "normalise",
+    "rand_augment",
+    "resized_crop",
+    "to_float",
+]
 
 
 def to_float() -> View:
@@ -89,7 +52,7 @@ def to_float() -> View:
             return images
         return images.astype(jnp.float32) / 255
 
-    return _on_images(change, random=False)
+    return on_images(change, random=False)
 
 
 def normalise(mean: ArrayLike, sd: ArrayLike) -> View:
@@ -107,7 +70,7 @@ def normalise(mean: ArrayLike, sd: ArrayLike) -> View:
         raise ValueError(f"sd must be finite and > 0, got {sd}")
 
     def change(_: Array, images: Array) -> Array:
-        _floating(images, "normalise")
+        check_floats(images, "normalise")
         if images.shape[-1:] != mean.shape:
             raise ValueError(
                 f"mean and sd must have one entry for each channel of images "
@@ -118,7 +81,7 @@ def normalise(mean: ArrayLike, sd: ArrayLike) -> View:
         scale = jnp.broadcast_to(jnp.asarray(sd, images.dtype), images.shape)
         return (images - shift) / scale
 
-    return _on_images(change, random=False)
+    return on_images(change, random=False)
 
 
 def flip() -> View:
@@ -126,9 +89,9 @@ def flip() -> View:
 
     def change(key: Array, images: Array) -> Array:
         chosen = jax.random.bernoulli(key, shape=images.shape[:1])
-        return jnp.where(_per_image(images, chosen), images[:, :, ::-1], images)
+        return jnp.where(per_image(images, chosen), images[:, :, ::-1], images)
 
-    return _on_images(change, random=True)
+    return on_images(change, random=True)
 
 
 def crop(padding: int, *, mode: str = "constant") -> View:
@@ -160,7 +123,7 @@ def crop(padding: int, *, mode: str = "constant") -> View:
 
         return jax.vmap(cut)(padded, corners)
 
-    return _on_images(change, random=padding > 0)
+    return on_images(change, random=padding > 0)
 
 
 def jitter(pixels: int) -> View:
@@ -202,39 +165,4 @@ def cutout(size: int) -> View:
             erased &= jnp.expand_dims(inside, 2 - axis)
         return jnp.where(erased[..., None], jnp.zeros((), images.dtype), images)
 
-    return _on_images(change, random=size > 0)
-
-
-def mixup(alpha: float) -> View:
-    """Blends each image with another of its batch: w image + (1 - w) other.
-
-    "label" stays the image's own; "label_other" is added for the partner's and
-    "label_weight", float32 `[batch]`, for w, so that the loss on labels is
-    w loss(label) + (1 - w) loss(label_other). Networks see the blend, hence losses
-    against the teacher need nothing of it.
-
-    Args:
-      alpha: w is drawn for each image from Beta(alpha, alpha), >= 0; 0 leaves the
-        images alone, 0.2 to 1 is usual.
-
-    References:
-      H. Zhang, M. Cisse, Y. N. Dauphin, D. Lopez-Paz, mixup: Beyond Empirical Risk
-      Minimization, 2018, https://arxiv.org/abs/1710.09412, section 2.
-    """
-    _check.not_negative("alpha", alpha)
-
-    def apply(key: Array, batch: Batch) -> Batch:
-        images, labels = batch["image"], batch["label"]
-        _floating(images, "mixup")
-        if alpha == 0:
-            one = jnp.ones(labels.shape, jnp.float32)
-            return {**batch, "label_other": labels, "label_weight": one}
-        by_weight, by_partner = jax.random.split(key)
-        weight = jax.random.beta(by_weight, alpha, alpha, labels.shape, jnp.float32)
-        partner = jax.random.permutation(by_partner, len(labels))
-        w = _per_image(images, weight).astype(images.dtype)
-        blend = w * images + (1 - w) * images[partner]
-        other = {"label_other": labels[partner], "label_weight": weight}
-        return {**batch, **other, "image": blend}
-
-    return View(apply, alpha > 0)
+    return on_images(change, random=size > 0)

@@ -31,6 +31,17 @@ VIEWS = {
     "jitter": (augment.jitter(1), batch(), True),
     "cutout": (augment.cutout(3), batch(), True),
     "mixup": (augment.mixup(0.4), FLOATS, True),
+    "cutmix": (augment.cutmix(1.0), batch(), True),
+    "cutmix, floats": (augment.cutmix(1.0), FLOATS, True),
+    "resized_crop": (augment.resized_crop(), batch(), True),
+    "resized_crop, floats": (augment.resized_crop(), FLOATS, True),
+    "colour_jitter": (
+        augment.colour_jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+        batch(),
+        True,
+    ),
+    "rand_augment": (augment.rand_augment(), batch(), True),
+    "rand_augment, grey": (augment.rand_augment(), batch(channels=1), True),
     "to_float": (augment.to_float(), batch(), False),
     "normalise": (augment.normalise([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]), FLOATS, False),
     "chain": (augment.chain(augment.to_float(), augment.flip()), batch(), True),
@@ -40,7 +51,18 @@ VIEWS = {
     "jitter(0)": (augment.jitter(0), batch(), False),
     "cutout(0)": (augment.cutout(0), batch(), False),
     "mixup(0)": (augment.mixup(0), FLOATS, False),
+    "cutmix(0)": (augment.cutmix(0), batch(), False),
+    "resized_crop of all": (
+        augment.resized_crop(scale=(1.0, 1.0), ratio=(1.0, 1.0)),
+        batch(),
+        False,
+    ),
+    "colour_jitter()": (augment.colour_jitter(), batch(), False),
+    "rand_augment(0)": (augment.rand_augment(0), batch(), False),
 }
+
+
+RANDOM_BYTES = ("resized_crop", "colour_jitter", "rand_augment", "cutmix")
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -79,7 +101,7 @@ def test_a_view_keeps_shape_type_and_the_rest_of_the_batch(name):
     view, given, _ = VIEWS[name]
     result = view(jax.random.key(0), {**given, "teacher": jnp.arange(16)})
     assert result["image"].shape == given["image"].shape
-    floats = "float" in name or name in ("chain", "fixed chain")
+    floats = name in ("to_float", "chain", "fixed chain")
     assert result["image"].dtype == (jnp.float32 if floats else given["image"].dtype)
     for other in ("label", "index", "teacher"):
         np.testing.assert_array_equal(
@@ -87,11 +109,10 @@ def test_a_view_keeps_shape_type_and_the_rest_of_the_batch(name):
         )
 
 
-@pytest.mark.parametrize(
-    "view", [augment.crop(0), augment.cutout(0), augment.jitter(0)]
-)
-def test_zero_strength_is_the_identity(view):
-    np.testing.assert_array_equal(images(view), batch()["image"])
+@pytest.mark.parametrize("name", [n for n in VIEWS if "(0)" in n or n.endswith("all")])
+def test_zero_strength_is_the_identity(name):
+    view, given, _ = VIEWS[name]
+    np.testing.assert_array_equal(images(view, of=given), given["image"])
 
 
 def test_bytes_become_floats_in_the_unit_interval():
@@ -203,9 +224,11 @@ def test_images_need_not_be_square(height, width):
 
 
 def test_images_of_a_batch_have_draws_of_their_own():
-    same = {"image": jnp.broadcast_to(batch()["image"][:1], (64, 6, 6, 3))}
-    for view in (augment.flip(), augment.crop(2), augment.cutout(3)):
-        assert len({image.tobytes() for image in images(view, of=same)}) > 1
+    same = {**batch(64), "image": jnp.broadcast_to(batch()["image"][:1], (64, 6, 6, 3))}
+    for name in ("flip", "crop", "cutout", *RANDOM_BYTES):
+        mixed = name == "cutmix"  # needs partners that differ
+        seen = images(VIEWS[name][0], of=batch(64) if mixed else same)
+        assert len({image.tobytes() for image in seen}) > 1, name
 
 
 @given(key=st.integers(0, 2**31 - 1))
@@ -241,6 +264,19 @@ def test_mixup_without_strength_still_says_the_labels():
     np.testing.assert_array_equal(result["image"], FLOATS["image"])
     np.testing.assert_array_equal(result["label_other"], FLOATS["label"])
     assert (result["label_weight"] == 1).all()
+
+
+def test_another_epoch_does_not_compile_again():
+    view, compiled = augment.chain(*(VIEWS[n][0] for n in RANDOM_BYTES)), [0]
+
+    def counted(key, given):
+        compiled[0] += 1
+        return view(key, given)
+
+    program = jax.jit(counted)
+    for key in range(3):
+        program(jax.random.key(key), batch())
+    assert compiled == [1]
 
 
 def test_the_parts_of_a_chain_are_applied_in_order_with_keys_of_their_own():
