@@ -48,15 +48,14 @@ def resized_crop(
         if not 0 < pair[0] <= pair[1] <= most or not math.isfinite(pair[1]):
             limits = "0 < least <= largest" + (" <= 1" if most == 1 else "")
             raise ValueError(f"{name} must be a pair with {limits}, got {pair}")
-    if size is not None:
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        for side in size:
-            _check.whole(1)("size", side)
+    fixed = (size, size) if isinstance(size, int) else size
+    for side in fixed or ():
+        _check.whole(1)("size", side)
 
     def change(key: Array, images: Array) -> Array:
         n, *sides, _ = images.shape
         starts, lengths = parts(key, n, (sides[0], sides[1]), scale, ratio)
-        to = tuple(sides) if size is None else size
+        to = tuple(sides) if fixed is None else fixed
         rows, columns = (
             _weights(starts[:, i], lengths[:, i], of=sides[i], to=to[i]) for i in (0, 1)
         )

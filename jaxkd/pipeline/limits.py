@@ -39,6 +39,8 @@ def _augment(augment: Augment, side: int) -> Iterator[str]:
                 f"data.augment.{name}: must be at most {limit} for images of {side} "
                 f"pixels, got {got}"
             )
+    if augment.mixup and augment.cutmix:
+        yield "data.augment: mixup and cutmix would mix images twice: set one of them"
 
 
 def _stage(stage: AnyStage, images: int) -> Iterator[str]:

@@ -35,6 +35,19 @@ class Augment(Value, frozen=True, kw_only=True):
     mixup: Annotated[
         float, Meta(description="alpha of mixup; 0: none", ge=0, le=100)
     ] = 0.0
+    cutmix: Annotated[
+        float, Meta(description="alpha of CutMix; 0: none", ge=0, le=100)
+    ] = 0.0
+    resized_crop: Annotated[
+        float, Meta(description="least area of a random part; 0: none", ge=0, le=1)
+    ] = 0.0
+    colour_jitter: Annotated[
+        float,
+        Meta(description="of brightness, contrast and saturation; 0: none", ge=0, le=1),
+    ] = 0.0
+    rand_augment: Annotated[
+        float, Meta(description="magnitude of 2 operations; 0: none", ge=0, le=30)
+    ] = 0.0
 
 
 class Data(Value, frozen=True, kw_only=True):

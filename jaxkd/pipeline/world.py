@@ -60,10 +60,21 @@ def make(config: Data) -> World:
             raise ValueError(f"data.train_images: {error}") from error
     plain = plain_view(whole)
     a = config.augment
-    first = [augment.flip()] if a.flip else []
+    first = []
+    if a.resized_crop:
+        first.append(augment.resized_crop(scale=(a.resized_crop, 1.0)))
+    first += [augment.flip()] if a.flip else []
     first += [augment.crop(a.crop)] if a.crop else []
+    if strength := a.colour_jitter:
+        first.append(
+            augment.colour_jitter(
+                brightness=strength, contrast=strength, saturation=strength
+            )
+        )
+    first += [augment.rand_augment(2, a.rand_augment)] if a.rand_augment else []
     last = [augment.cutout(a.cutout)] if a.cutout else []
     last += [augment.mixup(a.mixup)] if a.mixup else []
+    last += [augment.cutmix(a.cutmix)] if a.cutmix else []
     return World(
         train,
         validation,

@@ -92,6 +92,9 @@ WRONG = {
     "data.augment.cutout=9": (
         "data.augment.cutout: must be at most 8 for images of 8 pixels, got 9"
     ),
+    "data.augment={mixup=0.2, cutmix=1.0}": (
+        "data.augment: mixup and cutmix would mix images twice: set one of them"
+    ),
     "data.augment.crop=8": "data.augment.crop: must be at most 7 for images of 8",
     "stages.0.schedule.warmup=1.5": (
         "stages.0 (train): schedule.warmup: must be at most the 1 epochs of the stage"
