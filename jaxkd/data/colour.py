@@ -77,7 +77,7 @@ def colour_jitter(
     saturation: float = 0.0,
     hue: float = 0.0,
 ) -> View:
-    """Changes brightness, contrast, saturation and hue of each image, in random order.
+    """Change brightness, contrast, saturation and hue of each image, in random order.
 
     Factors are uniform in [max(0, 1 - x), 1 + x] and the hue is turned by up to `hue`
     of a circle, as in torchvision. Levels are cut at 0 and 255 after each change and

@@ -16,7 +16,7 @@ from jaxkd.types import Batch
 
 
 def mixup(alpha: float) -> View:
-    """Blends each image with another of its batch: w image + (1 - w) other.
+    """Blend each image with another of its batch: w image + (1 - w) other.
 
     Adds "label_other", and "label_weight" for w: see `jaxkd.data.mixing`.
 
@@ -44,7 +44,7 @@ def mixup(alpha: float) -> View:
 
 
 def cutmix(alpha: float) -> View:
-    """Pastes a rectangle of another image of the batch over each image.
+    """Paste a rectangle of another image of the batch over each image.
 
     With w drawn from Beta(alpha, alpha), the rectangle has the image's proportions and
     1 - w of its area; its centre is anywhere on the image, and it is cut at the border.

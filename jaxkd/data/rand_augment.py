@@ -166,7 +166,7 @@ def rand_augment(
     *,
     operations: Sequence[str] = OPERATIONS,
 ) -> View:
-    """Does `count` operations to each image, each drawn uniformly, with repetition.
+    """Do `count` operations to each image, each drawn uniformly, with repetition.
 
     With the strength `magnitude` / 30, whose sign is random where there are two
     directions, on bytes, as in torchvision and, operation by operation, Pillow::

@@ -18,7 +18,7 @@ def resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> View:
-    """Cuts a random part out of each image and resizes it.
+    """Cut a random part out of each image and resize it.
 
     The part's share of the area is uniform in `scale` and the logarithm of its
     proportions in that of `ratio`; its place is uniform. Of ten such draws the first
@@ -37,8 +37,8 @@ def resized_crop(
       >>> view = resized_crop(2, scale=(1.0, 1.0), ratio=(1.0, 1.0))  # only resizes
       >>> image = jnp.array([[0, 4], [8, 12]], jnp.uint8).repeat(2, 0).repeat(2, 1)
       >>> view(jax.random.key(0), {"image": image[None, ..., None]})["image"][0, ..., 0]
-      Array([[ 1,  4],
-             [ 8, 11]], dtype=uint8)
+      Array([[ 2,  5],
+             [ 7, 10]], dtype=uint8)
 
     References:
       C. Szegedy et al., Going Deeper with Convolutions, CVPR 2015,

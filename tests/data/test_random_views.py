@@ -1,6 +1,7 @@
 """Views of recent training recipes: CutMix, resized crops, colour jitter."""
 
 import colorsys
+import doctest
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,11 @@ def test_resizing_is_pillow_s_within_one_level(channels, to):
         part = picture.crop((left, top, left + w, top + h))
         want = np.asarray(part.resize((to, to), Image.BILINEAR)).reshape(image.shape)
         assert np.abs(image.astype(int) - want).max() <= 1
+
+
+def test_the_example_of_the_documentation_is_right():
+    result = doctest.testmod(resizing)
+    assert result.attempted and not result.failed
 
 
 # Colour jitter.
