@@ -3,13 +3,18 @@
 from jaxkd.data import augment, decode
 from jaxkd.data.batches import count, epoch, gather, on_device
 from jaxkd.data.dataset import Dataset, channel_statistics, fingerprint, subset
+from jaxkd.data.folders import folder
+from jaxkd.data.preprocessing import Preprocessing
 from jaxkd.data.records import records
 from jaxkd.data.sources import load, names, prepare
+from jaxkd.data.splits import Splits
 from jaxkd.data.stream import Source, Stream, mapped, sequence
 
 __all__ = [
     "Dataset",
+    "Preprocessing",
     "Source",
+    "Splits",
     "Stream",
     "augment",
     "channel_statistics",
@@ -17,6 +22,7 @@ __all__ = [
     "decode",
     "epoch",
     "fingerprint",
+    "folder",
     "gather",
     "load",
     "mapped",

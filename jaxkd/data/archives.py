@@ -21,7 +21,7 @@ DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, KeyError)
 # million), so that a file which is not one of them cannot fill the memory.
 LARGEST = 1 << 28
 
-Splits = dict[str, tuple[np.ndarray, np.ndarray]]  # name: (images, labels)
+SplitArrays = dict[str, tuple[np.ndarray, np.ndarray]]  # name: (images, labels)
 
 
 class Found(NamedTuple):
@@ -161,7 +161,7 @@ def contents(found: Found) -> dict[Member, bytes]:
     return verified
 
 
-def read(source: Source, edition: Edition, found: Sequence[Found]) -> Splits:
+def read(source: Source, edition: Edition, found: Sequence[Found]) -> SplitArrays:
     """Images and labels of both official splits, verified, in the files' order.
 
     Raises:

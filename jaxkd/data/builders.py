@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd import store
-from jaxkd.data.archives import Splits
+from jaxkd.data.archives import SplitArrays
 from jaxkd.data.specs import Source
 
 VERSION = "1.0.0"
@@ -38,7 +38,7 @@ def _png(image: np.ndarray) -> io.BytesIO:
     return file
 
 
-def _builder_class(source: Source, splits: Splits) -> Any:
+def _builder_class(source: Source, splits: SplitArrays) -> Any:
     """A builder class for these arrays.
 
     Made by a function, so that tensorflow_datasets is imported only to prepare; not
@@ -80,7 +80,9 @@ def _builder_class(source: Source, splits: Splits) -> Any:
     return Builder
 
 
-def prepare(source: Source, splits: Splits, data_dir: pathlib.Path) -> pathlib.Path:
+def prepare(
+    source: Source, splits: SplitArrays, data_dir: pathlib.Path
+) -> pathlib.Path:
     """Writes a TFDS data set from arrays and returns its folder.
 
     It is prepared under a temporary name and renamed when it is complete: of two

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,18 @@ def folder(data_dir: pathlib.Path, name: str, split: str) -> pathlib.Path:
 
 
 def write(
-    where: pathlib.Path, dataset: Dataset, *, official_splits: Sequence[str]
+    where: pathlib.Path,
+    dataset: Dataset,
+    *,
+    official_splits: Sequence[str],
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a split as one directory of `store.write_dir`.
 
     The official splits are written beside it, so that a cached data set can say which
     it has without what it was prepared with. Of two processes that write the same at
-    once, the second finds a whole split and leaves it.
+    once, the second finds a whole split and leaves it. `facts` are what `facts` reads:
+    the files that it was decoded from, for one.
     """
     check(dataset)
     arrays = {name: np.asarray(getattr(dataset, name)) for name in ARRAYS}
@@ -55,6 +60,7 @@ def write(
             name: {"shape": list(array.shape), "digest": digest(array)}
             for name, array in arrays.items()
         },
+        "facts": dict(facts or {}),
     }
     if _holds(where, record):
         return
@@ -71,9 +77,19 @@ def _holds(where: pathlib.Path, record: dict[str, Any]) -> bool:
     """Whether this very split is there, undamaged."""
     try:
         _read(where)
-        return json.loads((where / RECORD).read_text())["arrays"] == record["arrays"]
+        found = json.loads((where / RECORD).read_text())
+        same = found["arrays"] == record["arrays"]
+        return same and found.get("facts", {}) == record["facts"]
     except DAMAGE:
         return False
+
+
+def facts(where: pathlib.Path) -> dict[str, Any]:
+    """The facts that were written with a split; none if there is no split."""
+    try:
+        return json.loads((where / RECORD).read_text()).get("facts", {})
+    except DAMAGE:
+        return {}
 
 
 def official_splits(data_dir: pathlib.Path, name: str) -> list[str] | None:

@@ -256,7 +256,7 @@ def channel_statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
       mean and sd, float32 `[channels]`, in units of [0, 1]: what `augment.normalise`
-      takes after `augment.to_float`.
+      takes after `augment.to_float`. Of images that are floats, in their own unit.
 
     Example:
       >>> pixels = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
@@ -265,6 +265,11 @@ def channel_statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
       (0.5, 0.5)
     """
     channels = dataset.images.shape[-1]
+    if np.issubdtype(dataset.images.dtype, np.floating):
+        axes = tuple(range(dataset.images.ndim - 1))
+        moments = (f(dataset.images, axes, np.float64) for f in (np.mean, np.std))
+        mean, sd = (np.asarray(m, np.float32) for m in moments)
+        return mean, sd
     total, squares = np.zeros((2, channels), np.uint64)
     # Whole numbers throughout: the result is exact, and the same in any order.
     for start in range(0, len(dataset.images), CHUNK):

@@ -23,6 +23,7 @@ from jaxkd.data.dataset import MASK
 
 Decode = Callable[[bytes, int], np.ndarray]
 Box = tuple[float, float, float, float]  # left, upper, right, lower
+RESIZE = ("crop", "pad", "stretch")
 
 ATTEMPTS = 10
 # How much larger than needed the JPEG decoder's own scaling may leave an image: below
@@ -105,7 +106,7 @@ def random_crop(
         image, orientation = _open(encoded)
         seen = _size(image, orientation)
         box = random_box(seen, draw, area, ratio)
-        return _resized(image, orientation, box, size)
+        return _resized(image, orientation, box, (size, size))
 
     return decode
 
@@ -151,7 +152,56 @@ def centre_crop(size: int, *, resize: int | None = None) -> Decode:
         image, orientation = _open(encoded)
         seen = _size(image, orientation)
         side = min(seen) * size / resize
-        return _resized(image, orientation, _centred(seen, side, side), size)
+        return _resized(image, orientation, _centred(seen, side, side), (size, size))
+
+    return decode
+
+
+def fit(
+    size: int | tuple[int, int], *, resize: str = "crop", channels: int = 3
+) -> Decode:
+    """The image at one size, whatever its own: nothing is random.
+
+    Args:
+      size: the side in pixels, or (height, width).
+      resize: "crop" cuts the largest centred part of this shape out, "pad" makes the
+        whole image fit and adds black to both sides, "stretch" changes its shape.
+      channels: 1 for grey, 3 for colour.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    _check.whole(1)("height", height)
+    _check.whole(1)("width", width)
+    _check.one_of(*RESIZE)("resize", resize)
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, got {channels}")
+
+    def decode(encoded: bytes, draw: int) -> np.ndarray:
+        image, orientation = _open(encoded)
+        seen = _size(image, orientation)
+        across, down = seen[0] / width, seen[1] / height  # own pixels for each new one
+        whole: Box = (0, 0, *seen)
+        if resize == "crop":
+            side = min(across, down)
+            w, h = min(seen[0], width * side), min(seen[1], height * side)
+            whole = _centred(seen, w, h)
+        inner = (height, width)
+        if resize == "pad":
+            side = max(across, down)
+            inner = (
+                max(1, min(height, round(seen[1] / side))),
+                max(1, min(width, round(seen[0] / side))),
+            )
+        pixels = _resized(image, orientation, whole, inner, channels)
+        pixels = pixels[..., None] if channels == 1 else pixels
+        if inner == (height, width):
+            return pixels
+        padded = np.zeros((height, width, channels), np.uint8)
+        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+        padded[top : top + inner[0], left : left + inner[1]] = pixels
+        return padded
 
     return decode
 
@@ -244,20 +294,25 @@ def _scale(image: Any) -> Any:
     return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
 
 
-def _resized(image: Any, orientation: int, box: Box, size: int) -> np.ndarray:
-    """A box of an image, in upright coordinates, resized to a square of RGB."""
+def _resized(
+    image: Any, orientation: int, box: Box, size: tuple[int, int], channels: int = 3
+) -> np.ndarray:
+    """A box of an image, in upright coordinates, resized to (height, width)."""
     from PIL import Image
 
     width, height = _size(image, orientation)
     across, down = box[2] - box[0], box[3] - box[1]
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 for less than the price of the whole.
     needed = [
-        math.ceil(REDUCING_GAP * size * whole / part)
-        for whole, part in ((width, across), (height, down))
+        math.ceil(REDUCING_GAP * side * whole / part)
+        for side, whole, part in ((size[1], width, across), (size[0], height, down))
     ]
     image.draft("RGB", tuple(needed[::-1] if orientation >= 5 else needed))
     image = _upright(image, orientation)
     x, y = image.size[0] / width, image.size[1] / height
-    scaled = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
-    rgb = image.convert("RGB") if image.mode != "RGB" else image
-    return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=scaled))
+    right, lower = min(box[2] * x, image.size[0]), min(box[3] * y, image.size[1])
+    scaled = (box[0] * x, box[1] * y, right, lower)
+    mode = "L" if channels == 1 else "RGB"
+    image = image.convert(mode) if image.mode != mode else image
+    bilinear = Image.Resampling.BILINEAR
+    return np.asarray(image.resize((size[1], size[0]), bilinear, box=scaled))

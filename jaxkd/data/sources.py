@@ -159,7 +159,7 @@ def _prepared(name: str, archives: Path | None, root: pathlib.Path) -> pathlib.P
 
 def _read_archives(
     source: Source, archives: Path | None, root: pathlib.Path
-) -> archive_files.Splits:
+) -> archive_files.SplitArrays:
     given = archives or os.environ.get("JAXKD_ARCHIVES")
     downloads = root / "downloads" / source.name
     folders = [*([pathlib.Path(given).expanduser()] if given else []), downloads]

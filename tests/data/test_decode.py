@@ -262,3 +262,31 @@ def test_numbers_without_a_range_are_refused(image, message, decoder):
 def test_other_numbers_of_channels_are_refused():
     with pytest.raises(ValueError, match="channels must be 1, 3 or None, got 4"):
         decode.plain(4)
+
+
+def test_fit_crops_pads_or_stretches():
+    """A wide image of three bands, left to right, to a square."""
+    bands = np.zeros((30, 90, 3), np.uint8)
+    for place in range(3):
+        bands[:, 30 * place : 30 * place + 30, place] = 255
+    encoded = encode(Image.fromarray(bands))
+    cropped = decode.fit(15)(encoded, 0)
+    middle = cropped[:, 1:14]  # the filter sees the neighbours at the edges
+    np.testing.assert_array_equal(middle, np.full((15, 13, 3), [0, 255, 0]))
+    padded = decode.fit(15, resize="pad")(encoded, 0)
+    assert not padded[:5].any() and not padded[10:].any()
+    np.testing.assert_array_equal(padded[7, 2::5], 255 * np.eye(3, dtype=np.uint8))
+    stretched = decode.fit((10, 15), resize="stretch")(encoded, 0)
+    assert stretched.shape == (10, 15, 3)
+    np.testing.assert_array_equal(stretched[9, 2::5], 255 * np.eye(3, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("resize", decode.RESIZE)
+@pytest.mark.parametrize("size", [(7, 3), (1, 50), (333, 2)])
+def test_fit_gives_its_size_for_images_of_any_shape(resize, size):
+    for shape in [(1, 1), (3, 7), (7, 3), (1, 97), (49, 11)]:
+        encoded = encode(Image.new("RGB", shape, "white"), "jpeg")
+        pixels = decode.fit(size, resize=resize, channels=1)(encoded, 0)
+        assert pixels.shape == (*size, 1)
+        assert pixels.max() > 250
+        assert resize == "pad" or pixels.min() > 250
