@@ -144,3 +144,15 @@ def needed(name: str, weight: float | None, reason: str) -> float:
     if weight is None:
         raise ValueError(f"{name} has no published weight ({reason}): give weight=")
     return weight
+
+
+def layer(teacher: Trained, name: str) -> Any:
+    """Return the variables of a layer of the teacher's.
+
+    Raises:
+      ValueError: if there is none of that name; lists those there are.
+    """
+    params = teacher[1][0]
+    if name not in params:
+        raise ValueError(f"the teacher has no layer {name!r}; there are {[*params]}")
+    return params[name]

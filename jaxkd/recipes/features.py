@@ -11,12 +11,14 @@ from jaxkd import distill, losses, terms
 from jaxkd.models.net import Net
 from jaxkd.recipes import _taps as taps
 from jaxkd.recipes._record import (
+    CE,
     CIFAR,
     Budget,
     Recipe,
     Trained,
     beside_labels,
     cosine_after,
+    layer,
     needed,
     one_stage,
 )
@@ -258,6 +260,70 @@ def cwd(
     return beside_labels(student, teacher, "cwd", w, term, budget)
 
 
+def mgd(
+    student: Net,
+    teacher: Trained,
+    batch: Batch,
+    *,
+    budget: Budget = CIFAR,
+    weight: float = 7e-5,
+    masked: float = 0.15,
+) -> Recipe:
+    """The teacher's last map, regenerated from a part of the student's channels.
+
+    Cross-entropy of weight 1 and the sum of squares of weight 7e-5, with .15 of the
+    channels masked: the authors' figures for ImageNet.
+
+    Source: yzd-v/MGD cls/configs/distillers/res34_distill_res18_img.py:15-16,
+    cls/mmcls/distillation/distillers/classification_distiller.py:88 (layer).
+    """
+    pair = taps.last(taps.match_stages(student, teacher, batch))
+    term = terms.mgd(pair, masked=masked)
+    return beside_labels(student, teacher, "mgd", weight, term, budget)
+
+
+def srd(
+    student: Net,
+    teacher: Trained,
+    batch: Batch,
+    *,
+    budget: Budget = CIFAR,
+    weight: float = 2.0,
+) -> Recipe:
+    """Standardised embeddings behind a projector, beside soft and hard labels.
+
+    Cross-entropy of weight 1, KL divergence at temperature 1 of weight 1 and the
+    logarithm of the fourth powers of weight 2: the authors' figures for ImageNet.
+
+    Source: roymiles/Simple-Recipe-Distillation imagenet/torchdistill/losses/single.py:
+    168-182 (weights), imagenet/configs/ilsvrc2012/ours/res3418.yaml:102-107, 131.
+    """
+    soft = distill.on_logits(losses.kd, temperature=1.0)
+    spec = {"ce": (1.0, CE), "kd": (1.0, soft), "srd": (weight, terms.srd("pooled"))}
+    return one_stage(student, teacher, spec, budget)
+
+
+def vkd(
+    student: Net,
+    teacher: Trained,
+    batch: Batch,
+    *,
+    budget: Budget = CIFAR,
+    weight: float = 1.0,
+) -> Recipe:
+    """Embeddings behind an orthogonal projection, beside soft and hard labels.
+
+    All three have weight 1, KL divergence at temperature 1: the authors' figures for
+    ImageNet, where a head of its own gives a transformer's logits for the soft labels.
+
+    Source: roymiles/VkD main_distributed.py:55-58 (weights), engine.py:49
+    (temperature), 93-108 (losses).
+    """
+    soft = distill.on_logits(losses.kd, temperature=1.0)
+    spec = {"ce": (1.0, CE), "kd": (1.0, soft), "vkd": (weight, terms.vkd("pooled"))}
+    return one_stage(student, teacher, spec, budget)
+
+
 def srrl(
     student: Net,
     teacher: Trained,
@@ -273,20 +339,8 @@ def srrl(
 
     Source: jingyang2017/KD_SRRL train_imagenet_distillation.py:23, 115-120 (weights).
     """
-    _, (params, _) = teacher
-    term = terms.srrl("pooled", head=_head(params, head))
+    term = terms.srrl("pooled", head=layer(teacher, head))
     return beside_labels(student, teacher, "srrl", weight, term, budget)
-
-
-def _head(params: Mapping[str, Any], name: str) -> Any:
-    """Return a layer of the teacher's.
-
-    Raises:
-      ValueError: if there is none of that name; lists those there are.
-    """
-    if name not in params:
-        raise ValueError(f"the teacher has no layer {name!r}; there are {[*params]}")
-    return params[name]
 
 
 def simkd(
@@ -307,7 +361,7 @@ def simkd(
     (factor 2), helper/loops.py:150-153 (layer).
     """
     net, variables = teacher
-    _head(variables[0], head)
+    layer(teacher, head)
     combined, term = terms.simkd(
         student,
         net,

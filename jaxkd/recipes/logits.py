@@ -1,17 +1,25 @@
 """Recipes that compare logits only, or need no teacher."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxkd import distill, losses, terms
 from jaxkd.distill import Term
 from jaxkd.models.net import Net
+from jaxkd.recipes import _taps as taps
 from jaxkd.recipes._record import (
     CE,
     CIFAR,
     Budget,
     Recipe,
     Trained,
+    cosine_after,
+    layer,
     needed,
     one_stage,
 )
@@ -261,6 +269,121 @@ def mlkd(
         "class": (0.45, _over_temperatures(losses.mlkd_class)),
     }
     return one_stage(student, teacher, spec, budget)
+
+
+def ofa(
+    student: Net,
+    teacher: Trained,
+    batch: Batch,
+    *,
+    budget: Budget = CIFAR,
+    weight: float = 1.0,
+    gamma: float = 1.0,
+) -> Recipe:
+    """Soft labels raised at the label, for networks of unlike architectures.
+
+    Cross-entropy and the raised soft labels have weight 1, at temperature 1; gamma is 1
+    on CIFAR-100 and 1.5 on ImageNet, from a transformer to a residual network. The
+    authors give the student further heads at four stages, each with this loss at weight
+    1; this recipe has that of the logits alone. They train 300 epochs along a cosine.
+
+    Source: Hao840/OFAKD train.py:82-92 (weights, temperature), README.md:85, 63
+    (gamma), distillers/ofa.py:117-126 (which losses).
+    """
+    term = distill.on_logits_and_labels(losses.ofa, gamma=gamma)
+    spec = {"ce": (1.0, CE), "ofa": (weight, term)}
+    return one_stage(student, teacher, spec, budget)
+
+
+def wkd_logits(
+    student: Net,
+    teacher: Trained,
+    batch: Batch,
+    *,
+    budget: Budget = CIFAR,
+    weight: float = 600.0,
+    temperature: float = 8.0,
+    cost: Array | None = None,
+    head: str = "head",
+) -> Recipe:
+    """WKD-L: the cost of moving probability between classes, beside the labels.
+
+    Cross-entropy of weight 1, the same times the teacher's probability of the label,
+    and transport of weight 600 at temperature 8, which from epoch 150 of 240 on falls
+    to 0 along a cosine. On ImageNet the authors take 30 and 2, without the fall.
+
+    `cost` is `losses.class_costs` of the teacher's features, as published. Without it,
+    costs come from the cosines between the classes' weights in the teacher's classifier
+    `head`, which the authors' program has as its other choice.
+
+    Source: JiamingLv/WKD configs/cifar100/wkd_l/res32x4_res8x4.yaml:22-32 (weights,
+    temperature, Sinkhorn), configs/imagenet/r34_r18/wkd_l.yaml:26-35,
+    mdistiller/distillers/WKD.py:54-56 (label), 142-157 (costs), 203-211 (cosine).
+    """
+    if cost is None:
+        cost = _costs_of(layer(teacher, head)["kernel"])
+    transport = functools.partial(
+        losses.wkd_logits, gamma=weight, temperature=temperature, epsilon=0.05
+    )
+
+    def of_label(student_logits: Any, teacher_logits: Any, labels: Any) -> Any:
+        certainty = jnp.exp(-losses.cross_entropy(teacher_logits, labels))
+        return certainty * losses.cross_entropy(student_logits, labels)
+
+    def moved(student_logits: Any, teacher_logits: Any, labels: Any) -> Any:
+        logits = (student_logits, teacher_logits)
+        return transport(*logits, labels, cost) - of_label(*logits, labels)
+
+    # The 600 is within the loss: only then is little lost by the subtraction.
+    falling = cosine_after(1.0, budget.scale_steps(150), budget.scale_steps(240))
+    spec = {
+        "ce": (1.0, CE),
+        "label": (1.0, distill.on_logits_and_labels(of_label)),
+        "wkd": (falling, distill.on_logits_and_labels(moved)),
+    }
+    return one_stage(student, teacher, spec, budget)
+
+
+def _costs_of(kernel: Array) -> Array:
+    """Return 1 - exp(-(1 - cosine)) between the columns of a classifier's kernel."""
+
+    def make(kernel: Array) -> Array:
+        weights = kernel / jnp.linalg.norm(kernel, axis=0, keepdims=True)
+        return -jnp.expm1(weights.T @ weights - 1)
+
+    if isinstance(kernel, jax.ShapeDtypeStruct):  # the shapes of a trained teacher
+        return jnp.zeros(jax.eval_shape(make, kernel).shape)
+    return jax.jit(make)(kernel)
+
+
+def sdd(
+    student: Net,
+    teacher: Trained,
+    batch: Batch,
+    *,
+    budget: Budget = CIFAR,
+    temperature: float = 4.0,
+    scales: tuple[int, ...] = (1, 2),
+    head: str = "head",
+) -> Recipe:
+    """SD-KD: soft labels on regions of the image, .1 cross-entropy, .9 KL.
+
+    Temperature 4; regions where exactly one of the teacher's predictions is right have
+    weight 2. Halves of each side for resnet32x4 to resnet8x4, and quarters as well for
+    most other pairs. The networks must end in the mean of their last map and a Dense
+    layer `head`.
+
+    Source: shicaiwei123/SDD-CVPR2024 mdistiller/engine/cfg.py:61-64 (temperature,
+    weights), mdistiller/distillers/KD.py:85-92 (regions), teacher_resnet32x4.sh:24, 27
+    (scales).
+    """
+    (here, there), *_ = taps.last(taps.match_stages(student, teacher, batch)).items()
+    layer(teacher, head)
+    net, variables = teacher
+    whole = (terms.logit_maps(net, there, head=head), variables)
+    loss = functools.partial(losses.kd, temperature=temperature)
+    spec = {"ce": (0.1, CE), "sdd": (0.9, terms.sdd(loss=loss, scales=scales))}
+    return one_stage(terms.logit_maps(student, here, head=head), whole, spec, budget)
 
 
 def ttm(

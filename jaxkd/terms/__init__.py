@@ -22,6 +22,7 @@ from jaxkd.terms.mgd import mgd
 from jaxkd.terms.ofd import margins, measured_margins, ofd
 from jaxkd.terms.relations import cc, pkt, rkd, sp
 from jaxkd.terms.reviewkd import reviewkd
+from jaxkd.terms.sdd import logit_maps, sdd
 from jaxkd.terms.simkd import simkd
 from jaxkd.terms.srd import srd
 from jaxkd.terms.srrl import srrl
@@ -40,6 +41,7 @@ __all__ = [
     "fsp",
     "hint",
     "ickd",
+    "logit_maps",
     "margins",
     "measured_margins",
     "mgd",
@@ -50,6 +52,7 @@ __all__ = [
     "pkt",
     "reviewkd",
     "rkd",
+    "sdd",
     "simkd",
     "sp",
     "srd",

@@ -1,6 +1,7 @@
 """Every recipe fits a small pair, has the authors' figures and takes a step."""
 
 import doctest
+import functools
 import importlib.util
 import inspect
 import math
@@ -84,6 +85,17 @@ WEIGHTS = {
     "ickd": [{"ce": 1, "ickd": 2.5}],
     # WKD configs/cifar100/wkd_f/res32x4_res8x4.yaml:24-25: .08, at 0 in the end.
     "wasserstein": [{"ce": 1, "wasserstein": 0}],
+    # WKD configs/cifar100/wkd_l/res32x4_res8x4.yaml:22-24: 600, at 0 in the end.
+    "wkd_logits": [{"ce": 1, "label": 1, "wkd": 0}],
+    # OFAKD train.py:82-91; SDD-CVPR2024 mdistiller/engine/cfg.py:63-64.
+    "ofa": [{"ce": 1, "ofa": 1}],
+    "sdd": [{"ce": 0.1, "sdd": 0.9}],
+    # MGD cls/configs/distillers/res34_distill_res18_img.py:15.
+    "mgd": [{"ce": 1, "mgd": 7e-5}],
+    # Simple-Recipe-Distillation losses/single.py:172, 182; VkD
+    # main_distributed.py:55-57.
+    "srd": [{"ce": 1, "kd": 1, "srd": 2}],
+    "vkd": [{"ce": 1, "kd": 1, "vkd": 1}],
     # KD_SRRL train_imagenet_distillation.py:23; SimKD scripts/run_distill.sh:22.
     "srrl": [{"ce": 1, "srrl": 1}],
     "simkd": [{"simkd": 1}],
@@ -292,12 +304,53 @@ def test_a_short_budget_shortens_what_was_published_for_240_epochs():
     assert [s.epochs for s in make("fsp", budget=Budget(epochs=1)).stages] == [1, 1]
 
 
-def test_the_wasserstein_weight_falls_along_a_cosine_from_epoch_150():
-    weight = schedule("wasserstein", "wasserstein")
+@pytest.mark.parametrize(
+    ("name", "term", "start"),
+    [("wasserstein", "wasserstein", 0.08), ("wkd_logits", "wkd", 1.0)],
+)
+def test_the_wasserstein_weights_fall_along_a_cosine_from_epoch_150(name, term, start):
+    weight = schedule(name, term)
     epochs = np.array([0, 150, 195, 240])
-    found = [float(weight(781 * e)) for e in epochs]
-    expected = [0.08, 0.08, 0.04, 0.0]
-    np.testing.assert_allclose(found, expected, atol=1e-7)
+    found = [float(weight(781 * e)) / start for e in epochs]
+    np.testing.assert_allclose(found, [1, 1, 0.5, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_wkd_s_terms_are_the_loss_at_the_authors_knobs(given):
+    cost = np.random.default_rng(1).uniform(size=(CLASSES, CLASSES))
+    cost = cost.astype(np.float32)
+    variables = jax.jit(teacher.init)(jax.random.key(1), example()["image"])
+    recipe = make("wkd_logits", variables, **({"cost": cost} if given else {}))
+    (stage,) = recipe.stages
+    if not given:
+        kernel = np.asarray(variables[0]["head"]["kernel"], np.float64)
+        kernel /= np.linalg.norm(kernel, axis=0)
+        cost = (1 - np.exp(kernel.T @ kernel - 1)).astype(np.float32)
+    s, t = np.random.default_rng(0).normal(size=(2, 6, CLASSES)).astype(np.float32)
+    label, moved = (
+        stage.spec[name][1].apply({}, {}, out(s), out(t), example())[0]
+        for name in ("label", "wkd")
+    )
+    knobs = {"gamma": 600.0, "temperature": 8.0, "epsilon": 0.05, "iterations": 10}
+    want = losses.wkd_logits(s, t, example()["label"], cost, **knobs)
+    np.testing.assert_allclose(label + moved, want, rtol=1e-4)
+
+
+def test_sdd_looks_at_the_logits_of_regions():
+    recipe = make("sdd")
+    variables = jax.jit(teacher.init)(jax.random.key(1), example()["image"])
+    said = jax.jit(lambda v: recipe.teacher(v, example()))(variables)
+    maps = said.tap("logit_map")
+    assert maps.shape == (6, 2, 2, CLASSES)
+    np.testing.assert_allclose(maps.mean((1, 2)), said.logits, rtol=1e-4, atol=1e-5)
+    s = jax.random.normal(jax.random.key(2), maps.shape)
+    (stage,) = recipe.stages
+    given = Outputs(said.logits, {"logit_map": s})
+    got, _ = stage.spec["sdd"][1].apply({}, {}, given, said, example())
+    kd = functools.partial(losses.kd, temperature=4.0)
+    knobs = {"loss": kd, "scales": (1, 2), "complementary": 2.0}
+    want = losses.sdd(s, maps, example()["label"], **knobs)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_the_mean_teacher_s_weight_grows_as_exp_of_minus_5_squares():
@@ -332,6 +385,9 @@ def out(logits):
         ("rld", "rld", losses.rld, {"alpha": 1, "beta": 8, "temperature": 4}, True),
         ("nkd", "nkd", losses.nkd, {"gamma": 3.5, "temperature": 3.0}, True),
         ("wsld", "wsld", losses.wsld, {"temperature": 4.0}, True),
+        ("ofa", "ofa", losses.ofa, {"gamma": 1.0, "temperature": 1.0}, True),
+        ("srd", "kd", losses.kd, {"temperature": 1.0}, False),
+        ("vkd", "kd", losses.kd, {"temperature": 1.0}, False),
     ],
 )
 def test_knobs_of_logit_losses_are_the_authors(name, term, loss, knobs, labelled):
