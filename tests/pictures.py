@@ -1,5 +1,7 @@
 """Folders of pictures, made of the digits in the package, in many modes and sizes."""
 
+import io
+
 import numpy as np
 from PIL import Image
 
@@ -33,3 +35,10 @@ def write(folder, *, classes=("null", "één"), each=20, modes=MODES, side=10):
             path = folder / name / below / f"{place:03d}.{ENDINGS.get(mode, 'png')}"
             picture(pixels, mode, side + place % 3).save(path)
     return folder
+
+
+def encode(image, kind="png"):
+    """The bytes of an image's file."""
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()

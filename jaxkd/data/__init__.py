@@ -4,11 +4,13 @@ from jaxkd.data import augment, decode
 from jaxkd.data.batches import count, epoch, gather, on_device
 from jaxkd.data.dataset import Dataset, channel_statistics, fingerprint, subset
 from jaxkd.data.folders import folder
+from jaxkd.data.own import arrays, python
 from jaxkd.data.preprocessing import Preprocessing
 from jaxkd.data.records import records
 from jaxkd.data.sources import load, names, prepare
 from jaxkd.data.splits import Splits
 from jaxkd.data.stream import Source, Stream, mapped, sequence
+from jaxkd.data.tables import huggingface
 
 __all__ = [
     "Dataset",
@@ -16,6 +18,7 @@ __all__ = [
     "Source",
     "Splits",
     "Stream",
+    "arrays",
     "augment",
     "channel_statistics",
     "count",
@@ -24,11 +27,13 @@ __all__ = [
     "fingerprint",
     "folder",
     "gather",
+    "huggingface",
     "load",
     "mapped",
     "names",
     "on_device",
     "prepare",
+    "python",
     "records",
     "sequence",
     "subset",
