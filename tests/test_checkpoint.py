@@ -153,8 +153,11 @@ def test_folders_of_others_are_no_checkpoints(tmp_path):
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == ["000002", "000007", "2023", "2024", "²"]
     assert checkpoint.newest(tmp_path, pytest.fail).meta["step"] == 2
-    checkpoint.remove_after(tmp_path, 1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == left[1:]
+    said: list[str] = []
+    checkpoint.clear_after(tmp_path, 1, 7, said.append)
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["000007.aside-1", "2023", "2024", "²"]
+    assert len(said) == 1 and "it is now 000007.aside-1" in said[0]
     assert checkpoint.newest(tmp_path, pytest.fail) is None
 
 

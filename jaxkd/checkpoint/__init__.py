@@ -21,7 +21,7 @@ the same. `save` and `write` are for one process, and for whole arrays::
 A file does not know how many processes there were: any other number can go on from it.
 """
 
-from jaxkd.checkpoint.folders import newest, remove_after, steps
+from jaxkd.checkpoint.folders import at, clear_after, newest, steps
 from jaxkd.checkpoint.trees import as_dicts, like, load, save
 from jaxkd.checkpoint.whole import Checkpoint, damage, has_notes, read, write
 from jaxkd.checkpoint.writing import Writer, writer
@@ -30,13 +30,14 @@ __all__ = [
     "Checkpoint",
     "Writer",
     "as_dicts",
+    "at",
+    "clear_after",
     "damage",
     "has_notes",
     "like",
     "load",
     "newest",
     "read",
-    "remove_after",
     "save",
     "steps",
     "write",

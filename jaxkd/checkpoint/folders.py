@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -93,8 +94,20 @@ def clean(folder: pathlib.Path, keep: int, best: bool) -> None:
         store.remove_dir(path)
 
 
-def remove_after(folder: str | os.PathLike, step: int) -> None:
-    """Remove the checkpoints of later steps, of a run that resumes at `step`."""
+def clear_after(
+    folder: str | os.PathLike, step: int, last: int, warn: Callable[[str], None]
+) -> None:
+    """Make room for the checkpoints of a run that resumes at `step`.
+
+    Those of later steps are removed. What is no checkpoint, and has the name of one of
+    the steps to `last`, is set aside. Of many processes, the first one does it.
+    """
+    if jax.process_index() != 0 or not pathlib.Path(folder).is_dir():
+        return
     for path in steps(pathlib.Path(folder)):
         if int(path.name) > step:
             store.remove_dir(path)
+    for path in sorted(pathlib.Path(folder).iterdir()):
+        number = int(path.name) if re.fullmatch("[0-9]+", path.name) else -1
+        if step < number <= last and path.name == at(folder, number).name:
+            store.make_way(path, warn)

@@ -36,7 +36,7 @@ directories that may be replaced (see `jaxkd.store`)::
                       recipe
     stages/00-NAME/   one folder for each stage, NAME as in the configuration; emptied
                       if the stage is run again from other inputs:
-      checkpoints/000012/   after 12 epochs: data/ (orbax), meta.json, jaxkd.json with
+      checkpoints/000012/   after 12 steps: data/ (orbax), meta.json, jaxkd.json with
                             the sha256 of each file
       final/                what the stage has made, in the same form; a stage whose
                             final/ is whole is done

@@ -4,7 +4,6 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ from jaxtyping import Array
 
 from jaxkd import (
     _check,
-    checkpoint,
     data,
     distill,
     evaluate as evaluation,
@@ -27,9 +25,10 @@ from jaxkd.data import Stream, augment
 from jaxkd.data.augment import View
 from jaxkd.distill import Distiller, Inputs, Spec, Teacher, TrainState
 from jaxkd.models.net import Net
-from jaxkd.train import fingerprint, given
-from jaxkd.train.loop import Place, Run, Variables, fit
+from jaxkd.train import fingerprint, given, saving
+from jaxkd.train.loop import Run, Variables
 from jaxkd.train.programs import example, make_epoch, make_step, over_seeds
+from jaxkd.train.saving import Saving
 from jaxkd.types import Batch, Metrics
 
 Score = Callable[[TrainState], Metrics]
@@ -179,11 +178,8 @@ def learn(
         return _initialize(d, keys, teacher_variables, batch, start)
 
     def run(keys: Array, folder: pathlib.Path | None) -> Run:
-        facts: dict[str, Any] = {}
-        rows: list[logs.Row] = []
-        if folder is None:
-            state, place = init(keys), Place()
-        else:
+        keep = None
+        if folder is not None:
             facts = store.identity(
                 keys=jax.random.key_data(keys),
                 epochs=epochs,
@@ -195,7 +191,10 @@ def learn(
                 step=_step_facts(d, keys, teacher_variables, batch),
                 **(identity or {}),
             )
-            state, place, rows = _resume(folder, facts, lambda: init(keys))
+            warn = lambda message: warnings.warn(message, stacklevel=5)
+            keep = Saving(folder, facts, warn, epochs=save_epochs, steps=save_every)
+        begun = saving.begin(keep, lambda: init(keys), epochs=epochs, steps=steps)
+        state = begun.state
         if net is not None:
             given.check_fit(net, state, columns, batch, inputs)
             if isinstance(measured, dict):
@@ -209,52 +208,25 @@ def learn(
             program = make_epoch(d, view=view, batch_size=size, mesh=mesh)
             if keys.ndim:
                 program = over_seeds(program, together=together)
-        saving: Any = nullcontext() if folder is None else checkpoint.writer(folder)
-        with saving as writer:
-
-            def write(state: TrainState, place: Place) -> None:
-                meta = {"training": facts, "place": [*place], "rows": rows}
-                writer.save(place.epoch * steps + place.step, state, meta)
-
-            skipped = None  # the place after an epoch that was not written
-
-            def save(state: TrainState, place: Place) -> None:
-                nonlocal skipped
-                due = (
-                    place.step or place.epoch == epochs or not place.epoch % save_epochs
-                )
-                skipped = None if due else place
-                if due:
-                    write(state, place)
-
-            def after(state: TrainState, row: logs.Row) -> logs.Row:
-                rows.append(row)
-                return {}
-
-            ended = fit(
-                program,
-                state,
-                teacher_variables,
-                columns,
-                key=keys,
-                epochs=epochs,
-                evaluate=score,
-                log=log,
-                name=name,
-                progress=progress,
-                start=place,
-                after=after,
-                save=None if folder is None else save,
-                save_every=save_every,
-            )
-            if skipped is not None:  # interrupted
-                write(ended.state, skipped)
+        ended = saving.run(
+            program,
+            begun._replace(state=state),
+            teacher_variables,
+            columns,
+            keep,
+            key=keys,
+            epochs=epochs,
+            evaluate=score,
+            log=log,
+            name=name,
+            progress=progress,
+        )
         if ended.interrupted:
             kept = "" if folder is None else f"; the same call resumes from {folder}"
             raise KeyboardInterrupt(
-                f"{name}: after epoch {len(rows)} of {epochs}{kept}"
+                f"{name}: after epoch {len(ended.history)} of {epochs}{kept}"
             )
-        return ended._replace(history=rows)
+        return ended
 
     folder = None if checkpoints is None else pathlib.Path(checkpoints)
     if isinstance(columns, Stream) and keys.ndim:
@@ -332,31 +304,6 @@ def _facts(columns: Batch | Stream) -> Any:
     if isinstance(columns, Stream):
         return [columns.source.name, columns.source.examples]
     return store.digest(columns)
-
-
-def _resume(
-    folder: pathlib.Path, facts: dict[str, Any], init: Callable[[], TrainState]
-) -> tuple[TrainState, Place, list[logs.Row]]:
-    """The newest whole checkpoint of this training, or its beginning.
-
-    Raises:
-      ValueError: if the folder holds checkpoints of another training.
-    """
-    warn = lambda message: warnings.warn(message, stacklevel=4)
-    found = checkpoint.newest(folder, warn)
-    if found is None:
-        return init(), Place(), []
-    theirs = dict(found.meta.get("training", {}))
-    step = theirs.get("step", {})
-    if step.get("jax") != jax.__version__:
-        warn(
-            f"{folder} was written under jax {step.get('jax', 'of unknown version')}: "
-            "whether network and optimiser are the same is not checked"
-        )
-        theirs["step"] = facts["step"]
-    store.require_same(folder, theirs, facts)
-    state = checkpoint.like(found.tree, jax.eval_shape(init))
-    return state, Place(*found.meta["place"]), found.meta["rows"]
 
 
 def _stack(runs: list[Run]) -> Run:

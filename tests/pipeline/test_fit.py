@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from jaxkd import data, distill, evaluate, train
+from jaxkd.train import saving
 from tests import toys
 
 
@@ -83,3 +84,38 @@ def test_after_sees_each_state_and_adds_to_its_row(setting):
 def test_a_first_epoch_out_of_range_is_refused(setting, first):
     with pytest.raises(ValueError, match="start must be within 2 epochs"):
         setting(epochs=2, start=train.Place(first))
+
+
+def test_the_best_epochs_state_is_returned_and_its_checkpoint_stays(tmp_path):
+    scores = iter([0.1, 0.9, 0.3, 0.9])  # the first of two best epochs counts
+    d = distill.distiller(
+        toys.student, distill.no_teacher, distill.labels_only(), optax.adam(1e-2)
+    )
+    resident = data.on_device(toys.dataset())
+    epoch = train.make_epoch(d, view=toys.view, batch_size=10)
+    first = lambda: d.init(jax.random.key(0), None, train.example(resident, toys.view))
+    found = []
+
+    def measure(state):
+        found.append(jax.tree.map(np.asarray, state.student))
+        return {"accuracy": np.float32(next(scores))}
+
+    keep = saving.Saving(
+        tmp_path, {}, pytest.fail, epochs=3, keep=1, best="accuracy", take_best=True
+    )
+    begun = saving.begin(keep, first, epochs=4, steps=4)
+    run = saving.run(
+        epoch, begun, None, resident, keep,
+        key=jax.random.key(5), epochs=4, evaluate=measure, progress=False,
+    )  # fmt: skip
+    for a, b in zip(numbers(run.variables), numbers(found[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000008", "000016"]
+    again = saving.begin(keep, first, epochs=4, steps=4)
+    assert again.place.epoch == 4 and again.rows == run.history
+    other = keep._replace(facts={"another": "training"})
+    with pytest.raises(ValueError, match="another"):
+        saving.begin(other, first, epochs=4, steps=4)
+    (tmp_path / "000008" / "meta.json").write_bytes(b"{}")  # of the best
+    anew = saving.begin(keep._replace(warn=str), first, epochs=4, steps=4)
+    assert anew.place.epoch == 0 and not [*tmp_path.glob("0*")][1:]

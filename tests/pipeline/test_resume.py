@@ -76,12 +76,12 @@ def test_of_damaged_checkpoints_the_one_before_is_used(
         broken.setattr(measuring, "logits", stop)
         runs.start(config, run)
     folder = run / "stages" / "00-teach" / "checkpoints"
-    newest, before = (folder / f"00000{e}" for e in (3, 2))
+    newest, before = (folder / f"{4 * e:06d}" for e in (3, 2))
     data = max((newest / "data").rglob("d/*"), key=lambda p: p.stat().st_size)
     data.write_bytes(data.read_bytes()[:-3])
     assert checkpoint.damage(newest) and not checkpoint.damage(before)
     runs.resume(run, say=said.append)
-    assert any("000003 is damaged" in s and "an earlier one is used" in s for s in said)
+    assert any("000012 is damaged" in s and "an earlier one is used" in s for s in said)
     assert_same(run, whole)
 
 
@@ -161,7 +161,7 @@ def test_an_interrupt_saves_the_epoch_and_says_where(
     with pytest.raises(KeyboardInterrupt, match="in stage teach, after epoch 2"):
         runs.start(config, tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 2
-    saved = tmp_path / "run" / "stages" / "00-teach" / "checkpoints" / "000002"
+    saved = tmp_path / "run" / "stages" / "00-teach" / "checkpoints" / "000008"
     assert checkpoint.damage(saved) is None
 
 

@@ -47,9 +47,8 @@ def fine_tuner(
 
         params, state = plan.apply((params0, state0), dropped)
         tuner = prune.fine_tuner(net, (params, state), optax.sgd(0.01))
-        start = tuner.init(key, (params0, state0), train.example(resident, view))
-        epoch = train.make_epoch(tuner, view=view, batch_size=64)
-        run = train.fit(epoch, start, (params0, state0), resident, key=key, epochs=3)
+        run = train.learn(tuner, images, teacher=(net, (params0, state0)), view=view,
+                          batch_size=64, epochs=3)
 
     Args:
       net: the network that was pruned.

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 from msgspec import Meta, field
 
-from jaxkd import checkpoint, distill, evaluate, losses, store, train
+from jaxkd import distill, evaluate, losses, store, train
 from jaxkd.distill import TrainState
 from jaxkd.models.net import Net
 from jaxkd.pipeline import memory, networks, objective, optimizing
@@ -15,6 +14,7 @@ from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.parts import Losses, Optimizer, Patterns, Schedule, about, whole
 from jaxkd.pipeline.stages.job import Job, Made, row_of
 from jaxkd.pipeline.stages.stage import Known, Stage
+from jaxkd.train import saving as saved
 from jaxkd.types import Batch
 
 Variables = tuple[Any, Any]
@@ -161,50 +161,37 @@ def fit(
     Raises:
       KeyboardInterrupt: after Ctrl-C, when the epoch is saved.
     """
-    work, world, folder = course(net, stage, job), job.world, job.folder / "checkpoints"
-    batch = train.example(world.resident, world.plain)
-    arguments = (job.key, work.teacher_variables, start, batch)
-    found = _resumed(stage, job)
-    rows: Rows = [] if found is None else list(found.meta["rows"])
-    if found is None:
-        state = jax.jit(work.init)(*arguments)
-    else:
-        state = checkpoint.like(found.tree, jax.eval_shape(work.init, *arguments))
-    job.metrics.reset(rows)
-    keeps = job.config.checkpoints
+    work, world, keeps = course(net, stage, job), job.world, job.config.checkpoints
+    example = train.example(world.resident, world.plain)
+    first = lambda: jax.jit(work.init)(job.key, work.teacher_variables, start, example)
     best = keeps.best or stage.take == "best"
-    with checkpoint.writer(folder, keep=keeps.keep, best=best) as saving:
-
-        def after(state: TrainState, row: dict[str, Any]) -> dict[str, Any]:
-            improves = best and row["accuracy"] > max(_accuracies(rows), default=-1)
-            rows.append(_row(stage, row))
-            epoch = row["epoch"]
-            if improves or epoch % keeps.every == 0 or epoch == stage.epochs:
-                meta = {"begins": job.begins, "rows": rows}
-                saving.save(epoch, state, meta, score=row["accuracy"])
-            return {}
-
-        run = train.fit(
-            work.epoch,
-            state,
-            work.teacher_variables,
-            world.resident,
-            key=job.stage_key,
-            epochs=stage.epochs,
-            evaluate=evaluate.scorer(net, world.held_out, view=world.plain),
-            log=lambda row: job.metrics.add(_row(stage, row)),
-            name=stage.name,
-            start=train.Place(len(rows)),
-            after=after,
-        )
+    saving = saved.Saving(
+        job.folder / "checkpoints",
+        store.identity(begins=job.begins),
+        job.warn,
+        epochs=keeps.every,
+        keep=keeps.keep,
+        best="accuracy" if best else None,
+        take_best=stage.take == "best",
+    )
+    begun = saved.begin(saving, first, epochs=stage.epochs, steps=work.steps)
+    job.metrics.reset([_row(stage, row) for row in begun.rows])
+    run = saved.run(
+        work.epoch,
+        begun,
+        work.teacher_variables,
+        world.resident,
+        saving,
+        key=job.stage_key,
+        epochs=stage.epochs,
+        evaluate=evaluate.scorer(net, world.held_out, view=world.plain),
+        log=lambda row: job.metrics.add(_row(stage, row)),
+        name=stage.name,
+    )
+    rows = [_row(stage, row) for row in run.history]
     if run.interrupted:
         raise KeyboardInterrupt(f"in stage {stage.name}, after epoch {len(rows)}")
-    last = run.state
-    if stage.take == "best":
-        number = int(np.argmax(_accuracies(rows))) + 1
-        saved = checkpoint.read(folder / f"{number:06d}")
-        last = checkpoint.like(saved.tree, jax.eval_shape(work.init, *arguments))
-    return last.student, rows
+    return run.variables, rows
 
 
 def _row(stage: Training, row: dict[str, Any]) -> dict[str, Any]:
@@ -212,30 +199,3 @@ def _row(stage: Training, row: dict[str, Any]) -> dict[str, Any]:
     others = ("run", "waited", "examples/s")
     kept = {key: value for key, value in row.items() if key not in others}
     return {**row_of(stage), **kept, "images/s": round(row["examples/s"], 1)}
-
-
-def _accuracies(rows: Rows) -> list[float]:
-    return [row["accuracy"] for row in rows]
-
-
-def _resumed(stage: Training, job: Job) -> checkpoint.Checkpoint | None:
-    """The newest checkpoint that will do; those after it are removed.
-
-    What is not a checkpoint stays, out of the way of those that will be written.
-    """
-    folder = job.folder / "checkpoints"
-
-    def will_do(meta: dict[str, Any]) -> bool:
-        if meta["begins"] != job.begins:
-            return False
-        if stage.take == "last":
-            return True
-        number = int(np.argmax(_accuracies(meta["rows"]))) + 1
-        return checkpoint.damage(folder / f"{number:06d}") is None
-
-    found = checkpoint.newest(folder, job.warn, wanted=will_do)
-    begins_at = 0 if found is None else found.meta["step"]
-    checkpoint.remove_after(folder, begins_at)
-    for epoch in range(begins_at + 1, stage.epochs + 1):
-        store.make_way(folder / f"{epoch:06d}", job.warn)
-    return found
