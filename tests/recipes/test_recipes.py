@@ -333,7 +333,8 @@ def test_wkd_s_terms_are_the_loss_at_the_authors_knobs(given):
     )
     knobs = {"gamma": 600.0, "temperature": 8.0, "epsilon": 0.05, "iterations": 10}
     want = losses.wkd_logits(s, t, example()["label"], cost, **knobs)
-    np.testing.assert_allclose(label + moved, want, rtol=1e-4)
+    # A cost of a class to itself of 1e-7, by rounding, is 6e-5 after the 600.
+    np.testing.assert_allclose(label + moved, want, rtol=1e-4, atol=1e-4)
 
 
 def test_sdd_looks_at_the_logits_of_regions():
