@@ -9,12 +9,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "jaxkd"
 LAYERS = [
-    "types jaxpr store _check _loop _text _tree cost mesh processes",
+    "types jaxpr store _check _loop _text _tree cost mesh processes checkpoint",
     "losses",
     "data",
     "models",
     "distill terms",
-    "train evaluate checkpoint log cache schemes transfer",
+    "train evaluate log cache schemes transfer",
     "recipes",
     "compress",
     "export report",

@@ -17,6 +17,15 @@ from jaxkd.models.shufflenet_v1 import SHUFFLENETS_V1, ShuffleNetV1, shufflenet_
 from jaxkd.models.shufflenet_v2 import SHUFFLENETS_V2, ShuffleNetV2, shufflenet_v2
 from jaxkd.models.vgg import VGGS, Vgg, vgg
 from jaxkd.models.vit import VITS, ViT, vit
+from jaxkd.models.weights import (
+    Preprocessing,
+    Report,
+    Rule,
+    Table,
+    load_weights,
+    preprocessing,
+    save_weights,
+)
 from jaxkd.models.wrn import WRNS, WideResNet, wrn
 from jaxkd.models.zoo import ZOO
 
@@ -39,9 +48,13 @@ __all__ = [
     "MobileNetV1",
     "MobileNetV2",
     "Net",
+    "Preprocessing",
+    "Report",
     "ResNet",
+    "Rule",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "Table",
     "Vgg",
     "ViT",
     "WideResNet",
@@ -50,12 +63,15 @@ __all__ = [
     "from_foreign",
     "from_linen",
     "imagenet_resnet",
+    "load_weights",
     "max_pool",
     "mlp",
     "mobilenet_v1",
     "mobilenet_v2",
     "plain_convolutions",
+    "preprocessing",
     "resnet",
+    "save_weights",
     "shufflenet_v1",
     "shufflenet_v2",
     "vgg",

@@ -1,0 +1,53 @@
+"""Weights by formula, and what the original implementations computed with them.
+
+`oracles/index.json` has the names and shapes of each network's state dict as PyTorch
+has them, `oracles/values.npz` the logits and features that torchvision, timm and
+RepDistiller gave (float32, on a CPU), `oracles/files` one tiny network in many formats.
+"""
+
+import functools
+import json
+import pathlib
+
+import numpy as np
+
+FOLDER = pathlib.Path(__file__).parent / "oracles"
+FILES = FOLDER / "files"
+INDEX = json.loads((FOLDER / "index.json").read_text())
+
+# The networks of the zoo that they are.
+NETWORKS = {
+    "repdistiller/resnet20": "resnet20",
+    "repdistiller/resnet56": "resnet56",
+    "repdistiller/resnet8x4": "resnet8x4",
+    "repdistiller/resnet32x4": "resnet32x4",
+    "repdistiller/wrn_40_2": "wrn_40_2",
+    "repdistiller/vgg8": "vgg8",
+    "repdistiller/MobileNetV2": "mobilenet_v2",
+    "repdistiller/ShuffleV1": "shufflenet_v1",
+    "repdistiller/ShuffleV2": "shufflenet_v2",
+    "torchvision/resnet18": "resnet18",
+    "torchvision/resnet50": "resnet50",
+    "timm/resnet18": "resnet18",
+    "timm/resnet50": "resnet50",
+    "torchvision/mobilenet_v2": "mobilenet_v2_imagenet",
+    "torchvision/shufflenet_v2_x1_0": "shufflenet_v2_imagenet",
+    "torchvision/vit_b_16": "vit_base",
+    "timm/deit_tiny_distilled_patch16_224": "deit_tiny",
+}
+
+
+@functools.cache
+def values():
+    return np.load(FOLDER / "values.npz")
+
+
+def spec(entry):
+    """Shapes by name, as in the state dict."""
+    return {name: tuple(shape) for name, shape, _ in INDEX[entry]["spec"]}
+
+
+def near(entry, what):
+    """Largest difference allowed, in standard deviations of the result."""
+    noise = INDEX[entry]["checks"]["float32_noise"]
+    return max(1e-4, 5 * noise.get(what, 0))
