@@ -377,6 +377,7 @@ SWEEP = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path):
     """SIGKILL before each single step on the file system, and again while resuming."""

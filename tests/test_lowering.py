@@ -65,6 +65,7 @@ def test_a_step_on_a_loss(case):
     assert problems(step, floats, rest) == []
 
 
+@pytest.mark.slow
 def test_a_step_on_every_term():
     variables = shapes(cases.teacher_variables())
     net, every = on_eight_devices.with_every_term(variables)
@@ -118,6 +119,7 @@ def test_an_epoch_of_several_seeds_at_once():
     assert problems(*seeds()) == []
 
 
+@pytest.mark.slow
 def test_an_epoch_over_eight_devices(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} {on_eight_devices.FLAGS}"
     file = tmp_path / "results.json"

@@ -122,6 +122,7 @@ def test_two_seeds_at_once():
     jax.tree.map(close, eight, one)
 
 
+@pytest.mark.slow
 def test_learn_on_many_devices_is_learn_on_one():
     """In float32, hence up to its rounding."""
     one, eight, streamed = found("small")["train_by_learn"].values()
