@@ -6,7 +6,8 @@ Three rules, which hold for every file and directory written through this module
   had the name before stays until then. A process killed at any moment loses neither.
 * A directory is replaced or removed only if it holds `MANIFEST`, which nothing but
   this module writes: the checksums of its files, or the identity of what fills it.
-  Other people's directories are refused.
+  Other people's directories are refused, and so are ours with files of others, which
+  the checksums do not name.
 * Work in progress lies in a directory `.jaxkd-new-NAME-XXXXXXXX` beside NAME, locked
   while its process lives. The next writer of NAME, or `clean`, removes what is left of
   killed processes.
@@ -241,7 +242,8 @@ def write_dir(path: Path, fill: Callable[[pathlib.Path], Any]) -> None:
       fill: called with an empty directory, in which it writes the files.
 
     Raises:
-      ValueError: if there is something at `path` that this module did not write.
+      ValueError: if there is something at `path` that this module did not write, or
+        a file in it.
       OSError: naming the directory; what was there before stays.
     """
     # What a link points to is replaced, not the link.
@@ -325,7 +327,8 @@ def require_ours(path: Path) -> None:
     """Refuse to replace or remove what `write_dir` did not write.
 
     Raises:
-      ValueError: if there is a file, or a directory that is neither empty nor ours.
+      ValueError: if there is a file, a directory that is neither empty nor ours, or one
+        of ours into which others have put files.
     """
     path = pathlib.Path(path)
     empty = path.is_dir() and not any(path.iterdir())
@@ -334,13 +337,39 @@ def require_ours(path: Path) -> None:
             f"{path} was not written by jaxkd (it has no {MANIFEST}) and is neither "
             "replaced nor removed: move it away, or name another path"
         )
+    if found := foreign(path):
+        raise ValueError(
+            f"{path} holds files that jaxkd did not write ({_listed(found)}) and is "
+            "neither replaced nor removed: move them away, or name another path"
+        )
+
+
+def foreign(path: Path) -> list[str]:
+    """Return the files in a directory of `write_dir` that its manifest does not name.
+
+    None are known of a directory that `open_dir` made, or whose manifest is damaged.
+    """
+    path = pathlib.Path(path)
+    try:
+        sums = json.loads((path / MANIFEST).read_bytes())["sha256"]
+        named = {MANIFEST, *sums}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    files = (p for p in sorted(path.rglob("*")) if p.is_symlink() or not p.is_dir())
+    there = (p.relative_to(path).as_posix() for p in files)
+    return [name for name in there if name not in named]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
 def remove_dir(path: Path) -> None:
     """Remove a directory that `write_dir` wrote; it never looks half removed.
 
     Raises:
-      ValueError: if it is not ours.
+      ValueError: if it is not ours, or holds files of others.
     """
     path = pathlib.Path(path).absolute()
     require_ours(path)

@@ -269,3 +269,16 @@ def test_a_failure_is_told_once_and_earlier_ones_stay(tmp_path, monkeypatch):
         pytest.fail("it goes on")
     assert steps(tmp_path) == [1]
     assert checkpoint.read(tmp_path / "000001").meta["step"] == 1
+
+
+def test_a_checkpoint_with_a_file_of_others_is_renamed_not_removed(tmp_path):
+    with (
+        pytest.warns(UserWarning, match=r"notes.txt.*it is now 000001.aside-1"),
+        checkpoint.writer(tmp_path, keep=1) as saving,
+    ):
+        saving.save(1, {"a": jnp.ones(1)}, {})
+        saving.wait()
+        (tmp_path / "000001" / "notes.txt").write_text("mine")
+        saving.save(2, {"a": jnp.ones(1)}, {})
+    assert (tmp_path / "000001.aside-1" / "notes.txt").read_text() == "mine"
+    assert [p.name for p in checkpoint.folders.steps(tmp_path)] == ["000002"]

@@ -276,3 +276,34 @@ def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="is the working directory"):
         store.write_dir(".", lambda new: None)
+
+
+@pytest.mark.parametrize("inside", ["notes.txt", "a/notes.txt"])
+def test_files_that_others_put_into_our_directory_are_not_lost(tmp_path, inside):
+    path = tmp_path / "ours"
+    store.write_dir(path, fill("old"))
+    assert store.foreign(path) == []
+    (path / inside).write_text("mine")
+    assert store.foreign(path) == [inside]
+    for call in (store.remove_dir, lambda p: store.write_dir(p, fill("new"))):
+        with pytest.raises(ValueError, match=rf"did not write \({inside}\).*move them"):
+            call(path)
+    said = []
+    store.make_way(path, said.append)
+    store.write_dir(path, fill("new"))
+    assert (tmp_path / "ours.aside-1" / inside).read_text() == "mine"
+    assert "it is now ours.aside-1" in said[0]
+    assert (path / "c").read_text() == "new" and store.damage(path) is None
+
+
+def test_a_file_put_in_while_the_directory_is_written_is_not_lost(tmp_path):
+    path = tmp_path / "ours"
+    store.write_dir(path, fill("old"))
+
+    def slowly(new):
+        fill("new")(new)
+        (path / "notes.txt").write_text("mine")
+
+    with pytest.raises(ValueError, match="notes.txt"):
+        store.write_dir(path, slowly)
+    assert (path / "notes.txt").read_text() == "mine" and names(tmp_path) == ["ours"]

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -91,7 +92,7 @@ def clean(folder: pathlib.Path, keep: int, best: bool) -> None:
     if best and scores:
         kept.add(max(scores, key=scores.__getitem__))  # the first of several
     for path in set(found) - kept:
-        store.remove_dir(path)
+        _remove(path, warnings.warn)
 
 
 def clear_after(
@@ -106,8 +107,15 @@ def clear_after(
         return
     for path in steps(pathlib.Path(folder)):
         if int(path.name) > step:
-            store.remove_dir(path)
+            _remove(path, warn)
     for path in sorted(pathlib.Path(folder).iterdir()):
         number = int(path.name) if re.fullmatch("[0-9]+", path.name) else -1
         if step < number <= last and path.name == at(folder, number).name:
             store.make_way(path, warn)
+
+
+def _remove(path: pathlib.Path, warn: Callable[[str], None]) -> None:
+    """Remove a checkpoint; with files of others in it, it gets another name."""
+    store.make_way(path, warn)
+    if path.exists():
+        store.remove_dir(path)

@@ -135,13 +135,9 @@ def write_model(
     about = networks.description(model)
     notes = store.identity(digest=state.digest(held), model=about, **state.meta(held))
     try:
-        store.require_ours(folder)
-        if checkpoint.read(folder).meta == notes:
+        if store.is_ours(folder) and checkpoint.read(folder).meta == notes:
             return
-    except FileNotFoundError:
-        pass
     except ValueError as error:
         warn(f"{error}; it is written again")
-        if not store.is_ours(folder):
-            store.set_aside(folder)
+    store.make_way(folder, warn)
     checkpoint.write(folder, state.tree(held), notes)
