@@ -140,15 +140,15 @@ def test_a_training_resumes_from_its_folder_bit_for_bit(tmp_path, examples, seed
         learn(checkpoints=tmp_path)
 
 
-def test_another_optimiser_network_or_loss_does_not_resume(tmp_path):
+def test_another_optimiser_network_loss_or_view_does_not_resume(tmp_path):
     dropping = lambda rate: models.mlp([4], classes=5, dropout=rate)
     smooth = lambda epsilon: {
         "ce": (1.0, distill.on_labels(losses.label_smoothing, epsilon=epsilon))
     }
-    how = {"view": toys.view, "batch_size": 8, "epochs": 1, "checkpoints": tmp_path}
+    how = {"batch_size": 8, "epochs": 1, "checkpoints": tmp_path}
     net, tx, spec = dropping(0.1), optax.adam(1e-3), smooth(0.1)
-    learn = lambda net=net, tx=tx, spec=spec: train.learn(
-        net, toys.dataset(), tx=tx, spec=spec, **how
+    learn = lambda net=net, tx=tx, spec=spec, view=toys.view: train.learn(
+        net, toys.dataset(), tx=tx, spec=spec, view=view, **how
     )
     learn()
     learn(dropping(0.1), optax.adam(1e-3), smooth(0.1))  # the same, made anew
@@ -160,6 +160,9 @@ def test_another_optimiser_network_or_loss_does_not_resume(tmp_path):
     ):
         with pytest.raises(ValueError, match="another run: step was"):
             learn(**other)
+    darker = augment.chain(toys.view, augment.normalise([0.5] * 3, [0.2] * 3))
+    with pytest.raises(ValueError, match="another run: view was"):
+        learn(view=darker)
 
 
 def test_less_is_saved_on_request_but_nothing_is_lost(tmp_path):

@@ -27,7 +27,13 @@ from jaxkd.distill import Distiller, Inputs, Spec, Teacher, TrainState
 from jaxkd.models.net import Net
 from jaxkd.train import fingerprint, given, saving
 from jaxkd.train.loop import Run, Variables
-from jaxkd.train.programs import example, make_epoch, make_step, over_seeds
+from jaxkd.train.programs import (
+    example,
+    make_epoch,
+    make_step,
+    over_seeds,
+    stored,
+)
 from jaxkd.train.saving import Saving
 from jaxkd.types import Batch, Metrics
 
@@ -106,9 +112,9 @@ def learn(
         where an epoch takes less time than writing a file.
       identity: what else the training depends on, JSON values such as
         `vars(config)`, compared with what the folder holds. Compared always: data,
-        teacher, keys, epochs, batch size, names and constant weights of the terms, and
-        what a step computes: network, optimiser and losses, with their numbers. The
-        view is not compared.
+        teacher, keys, epochs, batch size, names and constant weights of the terms,
+        what the view computes, and what a step does: network, optimiser and losses,
+        with their numbers.
       log: where each epoch's row goes, e.g. `log.start(directory)`.
       name: of the run, in its rows and beside the progress bar.
       progress: whether to show a bar, if the output is a terminal.
@@ -189,6 +195,7 @@ def learn(
                 start=None if start is None else store.digest(start),
                 objective=None if spec is None else _weights(spec),
                 step=_step_facts(d, keys, teacher_variables, batch),
+                view=_view_fact(view, stored(columns, view)),
                 **(identity or {}),
             )
             warn = lambda message: warnings.warn(message, stacklevel=5)
@@ -298,6 +305,12 @@ def _step_facts(
     state = jax.eval_shape(d.init, key, teacher_variables, batch)
     traced = jax.make_jaxpr(d.step)(state, teacher_variables, batch)
     return {"jax": jax.__version__, "digest": fingerprint.of(traced)}
+
+
+def _view_fact(view: View, batch: Batch) -> str:
+    """What the view computes."""
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
+    return fingerprint.of(jax.make_jaxpr(view)(jax.random.key(0), shapes))
 
 
 def _facts(columns: Batch | Stream) -> Any:

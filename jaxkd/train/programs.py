@@ -37,13 +37,16 @@ class Epoch:
         return self.run(*args)
 
 
+def stored(examples: Batch | Stream, view: View, size: int = 2) -> Batch:
+    """Return a small batch as it reaches the view."""
+    if isinstance(examples, Stream):
+        return jax.tree.map(jnp.asarray, streams.first(examples, size))
+    return jax.tree.map(lambda a: a[:size], in_turn(view, examples, 0))
+
+
 def example(examples: Batch | Stream, view: View, size: int = 2) -> Batch:
     """Return a small batch as the networks see it, to make their variables from."""
-    if isinstance(examples, Stream):
-        batch = jax.tree.map(jnp.asarray, streams.first(examples, size))
-    else:
-        batch = jax.tree.map(lambda a: a[:size], in_turn(view, examples, 0))
-    return view(jax.random.key(0), batch)
+    return view(jax.random.key(0), stored(examples, view, size))
 
 
 def make_epoch(

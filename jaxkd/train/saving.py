@@ -92,9 +92,10 @@ def _require_same(saving: Saving, meta: dict[str, Any]) -> None:
         saving.warn(
             f"{saving.folder} was written under jax "
             f"{step.get('jax', 'of unknown version')}: "
-            "whether network and optimiser are the same is not checked"
+            "whether network, optimiser and view are the same is not checked"
         )
-        theirs["step"] = saving.facts["step"]
+        digests = ("step", "view")
+        theirs |= {name: saving.facts[name] for name in digests if name in saving.facts}
     store.require_same(saving.folder, theirs, saving.facts)
 
 
