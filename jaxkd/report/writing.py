@@ -1,5 +1,6 @@
 """The report of runs: what it is made of, in order, and the files it becomes."""
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -9,6 +10,9 @@ from jaxkd.report import charts, courses, facts, page, predictions, results
 from jaxkd.report.blocks import Block, Heading, Note, Picture
 from jaxkd.report.merging import Group, grouped
 from jaxkd.report.reading import read
+
+# A comment at the end of each file, in Markdown, HTML and SVG; its SHA-256 follows.
+_SEAL = "\n<!-- written by jaxkd report, sha256 "
 
 
 def write(
@@ -31,8 +35,8 @@ def write(
 
     Raises:
       ValueError: if `runs` is empty, or something is not a run directory or is of
-        another format; if a file of the report is there already, and not as part of
-        an earlier report.
+        another format; if a file of the report is there already, and is not as an
+        earlier report left it.
       OSError: if `out` cannot be written.
     """
     if isinstance(runs, str | os.PathLike):
@@ -83,23 +87,31 @@ def contents(groups: Sequence[Group]) -> list[Block]:
 
 
 def _require_ours(folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Refuse to write over files that are no report."""
-    there = [folder / name for name in names if (folder / name).exists()]
-    if not there:
-        return
-    try:
-        head = (folder / "report.md").read_bytes()[:10_000]
-    except OSError:
-        head = b""
-    if page.MARK.encode() not in head:
-        raise ValueError(
-            f"{there[0]} was not written by jaxkd report, and is not replaced: move it "
-            "away, or name another folder with --to"
-        )
+    """Refuse to write over files that are not of a report, or were changed since."""
+    for path in (folder / name for name in names):
+        if path.is_symlink() or (path.exists() and not _is_ours(path)):
+            raise ValueError(
+                f"{path} was not written by jaxkd report, or was changed since, and is "
+                "not replaced: move it away, or name another folder with --to"
+            )
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    """Whether a file ends in the checksum of what is before it."""
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    text, _, _ = content.rpartition(_SEAL.encode())
+    return bool(text) and content == _sealed(text)
+
+
+def _sealed(content: bytes) -> bytes:
+    """The content with its own checksum, by which it is recognised."""
+    return content + f"{_SEAL}{hashlib.sha256(content).hexdigest()} -->\n".encode()
 
 
 def _put(path: pathlib.Path, text: str) -> pathlib.Path:
     """Writes a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    store.write_file(path, text.encode())
+    store.write_file(path, _sealed(text.encode()))
     return path

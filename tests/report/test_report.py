@@ -558,3 +558,22 @@ def test_another_format_is_refused(run, name):
 def test_images_of_the_runs_are_real(seeds):
     images = np.load(seeds[0] / "test" / "images.npy")
     np.testing.assert_array_equal(images, data.load("digits", "test").images[:400])
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_a_file_of_others_beside_a_report_is_not_replaced(tmp_path, name):
+    run = runs.make(tmp_path / "run")
+    files = report.write([run])
+    before = [file.read_bytes() for file in files]
+    assert report.write([run]) == files  # its own are
+    assert [file.read_bytes() for file in files] == before
+    edited = (run / name).read_text().replace("report", "thesis", 1)
+    for mine in ("mine", "", edited):
+        (run / name).write_text(mine)
+        with pytest.raises(ValueError, match=rf"{name} was not .* or was changed"):
+            report.write([run])
+        assert (run / name).read_text() == mine
+    (run / name).unlink()
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{name} was not written"):
+        report.write([run])
