@@ -188,7 +188,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         **how,
     )
 
-    def quantized(name: str, seed: int, stem: pathlib.Path) -> export.Report:
+    def quantized(name: str, seed: int, stem: pathlib.Path) -> export.ExportReport:
         """Fold, quantize, calibrate and, by QAT, train one student; write its file."""
         method, bits = grid[name]
         folded, params, state = quantize.fold(net, *distilled.seed(seed), shape)
@@ -304,7 +304,7 @@ def litert() -> bool:
 
 def write(
     net: Net, params: Any, state: Any, shape: tuple, stem: pathlib.Path, **options: Any
-) -> export.Report:
+) -> export.ExportReport:
     """Write a network for LiteRT if it is installed, else for XLA."""
     kind: Any = export.tflite if litert() else export.stablehlo
     path = stem.with_name(f"{stem.name}.{'tflite' if litert() else 'stablehlo'}")
@@ -319,7 +319,7 @@ def write_quantized(
     bits: quantize.Quantization,
     shape: tuple,
     stem: pathlib.Path,
-) -> export.Report:
+) -> export.ExportReport:
     """Write a quantized network for a runtime that computes what was trained.
 
     LiteRT has no activations of fewer than 8 bits, and its dynamic recipe only kernels

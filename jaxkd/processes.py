@@ -60,7 +60,7 @@ LEAVING = 600  # seconds that a process which is done waits for the others
 T = TypeVar("T")
 
 
-class Place(NamedTuple):
+class ProcessId(NamedTuple):
     """Which process this is, of how many.
 
     Attributes:
@@ -77,7 +77,7 @@ class Place(NamedTuple):
         return f"process {self.process} of {self.processes}"
 
 
-def place(environ: Mapping[str, str]) -> Place | None:
+def place(environ: Mapping[str, str]) -> ProcessId | None:
     """Return which process this is by the environment; None where it does not tell.
 
     Variables that are not set are looked up in the cluster, if jax knows it.
@@ -116,7 +116,7 @@ def place(environ: Mapping[str, str]) -> Place | None:
     host, _, port = found[address].rpartition(":")
     if n > 1 and not (host and port.isdecimal()):
         raise ValueError(f"{address} must be HOST:PORT, got {found[address]!r}")
-    return Place(found[address], n, i)
+    return ProcessId(found[address], n, i)
 
 
 def is_first(environ: Mapping[str, str]) -> bool:

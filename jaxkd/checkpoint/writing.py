@@ -58,7 +58,7 @@ def writer(
         _together()
         return
     folder = pathlib.Path(folder).absolute()
-    desk = _Desk(threading.Condition(), {}, [], [])
+    desk = _Queue(threading.Condition(), {}, [], [])
     thread = threading.Thread(
         target=_work, args=(desk, folder, keep, best), daemon=True
     )
@@ -104,7 +104,7 @@ def _together() -> None:
     processes.barrier("checkpoint")
 
 
-class _Desk(NamedTuple):
+class _Queue(NamedTuple):
     """What the writing thread shares: jobs stay in `waiting` until they are done."""
 
     changed: threading.Condition
@@ -113,12 +113,12 @@ class _Desk(NamedTuple):
     closed: list[bool]
 
 
-def _raise(desk: _Desk) -> None:
+def _raise(desk: _Queue) -> None:
     if desk.failures:
         raise desk.failures[0]
 
 
-def _work(desk: _Desk, folder: pathlib.Path, keep: int, best: bool) -> None:
+def _work(desk: _Queue, folder: pathlib.Path, keep: int, best: bool) -> None:
     while True:
         with desk.changed:
             desk.changed.wait_for(lambda: desk.waiting or desk.closed)

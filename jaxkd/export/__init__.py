@@ -5,17 +5,17 @@ A module with an underscore holds the function of its name, e.g. `_onnx.py` hold
 """
 
 from jaxkd.export._latency import latency
-from jaxkd.export._load import Program, evaluate, load
+from jaxkd.export._load import Executable, evaluate, load
 from jaxkd.export._onnx import onnx
 from jaxkd.export._stablehlo import stablehlo
 from jaxkd.export._tflite import tflite
 from jaxkd.export.network import function, inference
 from jaxkd.export.program import plain
-from jaxkd.export.write import Report
+from jaxkd.export.write import ExportReport
 
 __all__ = [
-    "Program",
-    "Report",
+    "Executable",
+    "ExportReport",
     "evaluate",
     "function",
     "inference",

@@ -16,7 +16,7 @@ from jaxkd.export import _onnx, _stablehlo, _tflite, edges, files
 from jaxkd.export.judge import batched
 
 
-class Program(NamedTuple):
+class Executable(NamedTuple):
     """An exported file that can be called.
 
     Attributes:
@@ -57,7 +57,7 @@ class Program(NamedTuple):
         return batched(self.run, self.batch)(images.astype(np.float32))
 
 
-def load(path: str | os.PathLike, *, threads: int = 1) -> Program:
+def load(path: str | os.PathLike, *, threads: int = 1) -> Executable:
     """Opens a file that `stablehlo`, `tflite` or `onnx` wrote.
 
     Args:
@@ -89,7 +89,7 @@ def load(path: str | os.PathLike, *, threads: int = 1) -> Program:
         edges.Edge(**notes.get("input", {})),
         edges.Edge(**notes.get("output", {})),
     )
-    return Program(
+    return Executable(
         edges.in_float(run, ends),
         format,
         notes["name"],
@@ -120,7 +120,7 @@ def _kind(blob: bytes, path: Any) -> tuple[str, Callable]:
 
 
 def evaluate(
-    program: Program, dataset: Dataset, *, view: View, batch_size: int = 500
+    program: Executable, dataset: Dataset, *, view: View, batch_size: int = 500
 ) -> dict[str, float]:
     """Accuracy of the file itself on a split of a data set.
 

@@ -15,14 +15,14 @@ from jaxkd.export import census, edges, files, network
 from jaxkd.export.onnx_graph import (
     INPUT,
     OUTPUT,
-    Graph,
+    OnnxGraph,
     Value,
     constant,
     node,
     tensor,
 )
 from jaxkd.export.onnx_rules import RULES
-from jaxkd.export.write import Asked, Content, Report, write
+from jaxkd.export.write import Asked, Content, ExportReport, write
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -40,7 +40,7 @@ def onnx(
     batch: int | None = None,
     io: str = "float32",
     **options: Any,
-) -> Report:
+) -> ExportReport:
     """Writes a network as an ONNX file, for ONNX Runtime and others.
 
     The graph is written from the traced program: it does not matter what library the
@@ -125,7 +125,7 @@ def emit(closed: Any, ends: edges.Ends = edges.FLOAT) -> Any:
     import onnx as library
 
     jaxpr, (x,) = closed.jaxpr, closed.jaxpr.invars
-    graph, shape = Graph([], [], {}, ["f"]), tuple(x.aval.shape)
+    graph, shape = OnnxGraph([], [], {}, ["f"]), tuple(x.aval.shape)
     env = {
         v: Value(tuple(c.shape), const=np.asarray(c))
         for v, c in zip(jaxpr.constvars, closed.consts, strict=True)
@@ -159,7 +159,7 @@ def _read(env: dict, variable: Any) -> Value:
     return env[variable]
 
 
-def _emitted(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
+def _emitted(graph: OnnxGraph, equation: Any, values: list[Value]) -> list[Value]:
     """The results of one equation, by its rule."""
     name = equation.primitive.name
     scope = graph.scope[0] = str(equation.source_info.name_stack) or "f"
@@ -180,7 +180,7 @@ def _emitted(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     return outs if isinstance(outs, list) else [outs]
 
 
-def _grid(graph: Graph, end: edges.Edge) -> list[str]:
+def _grid(graph: OnnxGraph, end: edges.Edge) -> list[str]:
     """The names of the scale and the zero point of an end in int8."""
     scale, zero = np.float32(end.scale), np.int8(end.zero_point)
     return [constant(graph, scale), constant(graph, zero)]
@@ -195,7 +195,7 @@ def _annotation(name: str, grid: list[str]) -> Any:
     return TensorAnnotation(tensor_name=name, quant_parameter_tensor_names=held)
 
 
-def _model(graph: Graph, inputs: tuple, outputs: tuple, grids: list) -> Any:
+def _model(graph: OnnxGraph, inputs: tuple, outputs: tuple, grids: list) -> Any:
     """The model of those nodes that the output needs; with grids, int8 at its ends."""
     from onnx import TensorProto, helper
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxkd.compress.quantize import Quantization
 from jaxkd.export import census, files, network, program
-from jaxkd.export.write import Asked, Content, Report, write
+from jaxkd.export.write import Asked, Content, ExportReport, write
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -32,7 +32,7 @@ def stablehlo(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     batch: int | None = None,
     **options: Any,
-) -> Report:
+) -> ExportReport:
     """Writes a network as StableHLO, which JAX alone can read.
 
     `jax.export.deserialize(bytearray(open(path, "rb").read())).call(images)` runs it

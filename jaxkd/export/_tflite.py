@@ -15,7 +15,7 @@ import numpy as np
 from jaxkd import _check
 from jaxkd.compress.quantize import Quantization
 from jaxkd.export import census, edges, files, network, program
-from jaxkd.export.write import Asked, Content, Report, write
+from jaxkd.export.write import Asked, Content, ExportReport, write
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -33,7 +33,7 @@ def tflite(
     batch: int = 1,
     io: str = "float32",
     **options: Any,
-) -> Report:
+) -> ExportReport:
     """Writes a network as a .tflite file, for phones and microcontrollers.
 
     A network from `compress.quantize.quantized` is written in int8; where both

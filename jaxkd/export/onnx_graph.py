@@ -56,7 +56,7 @@ class Value(NamedTuple):
     total: tuple["Value", int] | None = None
 
 
-class Graph(NamedTuple):
+class OnnxGraph(NamedTuple):
     """A graph so far; its fields grow.
 
     Attributes:
@@ -87,7 +87,7 @@ def memory_order(rank: int) -> tuple[int, ...]:
     return (0, 3, 1, 2) if rank == 4 else tuple(range(rank))
 
 
-def constant(graph: Graph, array: Any) -> str:
+def constant(graph: OnnxGraph, array: Any) -> str:
     """Stores an array; its name."""
     from onnx import numpy_helper
 
@@ -100,7 +100,7 @@ def constant(graph: Graph, array: Any) -> str:
     return name
 
 
-def node(graph: Graph, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
+def node(graph: OnnxGraph, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
     """Writes an operation; the name of its output."""
     from onnx import helper
 
@@ -110,7 +110,7 @@ def node(graph: Graph, kind: str, inputs: Sequence[str], **attributes: Any) -> s
     return name
 
 
-def tensor(graph: Graph, value: Value, order: Sequence[int] | None = None) -> str:
+def tensor(graph: OnnxGraph, value: Value, order: Sequence[int] | None = None) -> str:
     """The tensor's name, with its axes in this order (default: as images lie)."""
     rank = len(value.shape)
     order = memory_order(rank) if order is None else tuple(order)
@@ -128,7 +128,7 @@ def _plain_type(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
-def dequantized(graph: Graph, grid: Int8, order: Sequence[int]) -> str:
+def dequantized(graph: OnnxGraph, grid: Int8, order: Sequence[int]) -> str:
     """A stored constant of integers, with its axes in this order."""
     numbers = constant(graph, np.transpose(grid.numbers, order))
     if grid.axis is None:
@@ -141,7 +141,9 @@ def dequantized(graph: Graph, grid: Int8, order: Sequence[int]) -> str:
     return node(graph, "DequantizeLinear", [numbers, *scale], axis=axis)
 
 
-def aligned(graph: Graph, values: Sequence[Value]) -> tuple[list[str], tuple[int, ...]]:
+def aligned(
+    graph: OnnxGraph, values: Sequence[Value]
+) -> tuple[list[str], tuple[int, ...]]:
     """The tensors of operands that meet element by element, and their common order."""
     order = next(
         (v.order for v in values if v.name is not None and v.shape),

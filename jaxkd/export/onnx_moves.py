@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxkd.export.onnx_graph import (
     INPUT,
-    Graph,
+    OnnxGraph,
     Value,
     aligned,
     constant,
@@ -21,7 +21,7 @@ from jaxkd.export.onnx_graph import (
 )
 
 
-def transpose(graph: Graph, equation: Any, x: Value) -> Value:
+def transpose(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """No operation: from here on the axes are in another order than they lie."""
     permutation = equation.params["permutation"]
     order = tuple(permutation.index(axis) for axis in x.order)
@@ -56,7 +56,7 @@ def _divides(small: Any, large: Any) -> bool:
     return sized(small) < sized(large)
 
 
-def reshape(graph: Graph, equation: Any, x: Value) -> Value:
+def reshape(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """A Reshape, and a Transpose where the memory's order does not allow it."""
     after = shape_of(equation)
     groups = _groups(x.shape, after)
@@ -86,12 +86,12 @@ def _kept_order(x: Value, after: Sequence, groups: list) -> list[int]:
     return list(range(len(groups)))
 
 
-def squeeze(graph: Graph, equation: Any, x: Value) -> Value:
+def squeeze(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """A Reshape without the axes of length 1."""
     return reshape(graph, equation, x)
 
 
-def broadcast(graph: Graph, equation: Any, x: Value) -> Value:
+def broadcast(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """A Reshape that adds axes of length 1, and an Expand where they grow."""
     after, placed = shape_of(equation), equation.params["broadcast_dimensions"]
     name = tensor(graph, x, range(len(x.shape)))
@@ -108,7 +108,7 @@ def broadcast(graph: Graph, equation: Any, x: Value) -> Value:
     return made._replace(shape=after)
 
 
-def sizes(graph: Graph, shape: Sequence) -> str:
+def sizes(graph: OnnxGraph, shape: Sequence) -> str:
     """A shape as a tensor; the number of images is read from the input."""
     if all(isinstance(n, int) for n in shape):
         return constant(graph, np.asarray(shape, np.int64))
@@ -118,7 +118,7 @@ def sizes(graph: Graph, shape: Sequence) -> str:
     return node(graph, "Concat", parts, axis=0)
 
 
-def slices(graph: Graph, equation: Any, x: Value) -> Value:
+def slices(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """A Slice along the axes that are cut."""
     p = equation.params
     steps = p["strides"] or (1,) * len(x.shape)
@@ -144,7 +144,7 @@ def _slice(graph, x, starts, limits, steps, shape) -> Value:
     return Value(tuple(shape), out, x.order, scale=x.scale)
 
 
-def split(graph: Graph, equation: Any, x: Value) -> list[Value]:
+def split(graph: OnnxGraph, equation: Any, x: Value) -> list[Value]:
     """Slices side by side."""
     axis, at, parts = equation.params["axis"], 0, []
     for size, variable in zip(equation.params["sizes"], equation.outvars, strict=True):
@@ -156,14 +156,14 @@ def split(graph: Graph, equation: Any, x: Value) -> list[Value]:
     return parts
 
 
-def concatenate(graph: Graph, equation: Any, *values: Value) -> Value:
+def concatenate(graph: OnnxGraph, equation: Any, *values: Value) -> Value:
     """Side by side along one axis."""
     names, order = aligned(graph, values)
     axis = order.index(equation.params["dimension"])
     return Value(shape_of(equation), node(graph, "Concat", names, axis=axis), order)
 
 
-def stack(graph: Graph, equation: Any, *values: Value) -> Value:
+def stack(graph: OnnxGraph, equation: Any, *values: Value) -> Value:
     """Side by side along an axis that is new."""
     axis = equation.params["axis"]
     places = constant(graph, np.asarray([axis], np.int64))
@@ -175,7 +175,7 @@ def stack(graph: Graph, equation: Any, *values: Value) -> Value:
     return Value(shape_of(equation), node(graph, "Concat", parts, axis=axis), order)
 
 
-def pad(graph: Graph, equation: Any, x: Value, fill: Value) -> Value:
+def pad(graph: OnnxGraph, equation: Any, x: Value, fill: Value) -> Value:
     """Around the values, not between them."""
     config = equation.params["padding_config"]
     if any(low < 0 or high < 0 or inner for low, high, inner in config):
@@ -186,7 +186,7 @@ def pad(graph: Graph, equation: Any, x: Value, fill: Value) -> Value:
     return Value(shape_of(equation), node(graph, "Pad", names), x.order)
 
 
-def rev(graph: Graph, equation: Any, x: Value) -> Value:
+def rev(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """A Slice with steps of -1."""
     axes = equation.params["dimensions"]
     columns = [
@@ -200,7 +200,7 @@ def rev(graph: Graph, equation: Any, x: Value) -> Value:
     return Value(x.shape, out, x.order, scale=x.scale)
 
 
-def tile(graph: Graph, equation: Any, x: Value) -> Value:
+def tile(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """Copies side by side; of the batch, as many as there are images."""
     order = tuple(range(len(x.shape)))
     repeats = sizes(graph, equation.params["reps"])
@@ -208,7 +208,7 @@ def tile(graph: Graph, equation: Any, x: Value) -> Value:
     return Value(shape_of(equation), out, order, scale=x.scale)
 
 
-def gather(graph: Graph, equation: Any, x: Value, places: Value) -> Value:
+def gather(graph: OnnxGraph, equation: Any, x: Value, places: Value) -> Value:
     """Whole rows by their number, or any numbers from known places.
 
     Raises:
@@ -252,7 +252,7 @@ def _keeps_first(equation: Any) -> bool:
     return not indexed and whole and rest and p.offset_dims[:1] == (0,)
 
 
-def _from_known(graph: Graph, equation: Any, x: Value, places: np.ndarray) -> Value:
+def _from_known(graph: OnnxGraph, equation: Any, x: Value, places: np.ndarray) -> Value:
     """The numbers' places in one image, found by gathering the places themselves."""
     inner, params = x.shape[1:], dict(equation.params)
     params["slice_sizes"] = (1, *params["slice_sizes"][1:])

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxkd.export import onnx_moves as moves
 from jaxkd.export.onnx_graph import (
-    Graph,
+    OnnxGraph,
     Value,
     constant,
     dequantized,
@@ -26,13 +26,13 @@ def _whole(equation: Any) -> str:
     )
 
 
-def _weight(graph: Graph, kernel: Value, order: Sequence[int]) -> str:
+def _weight(graph: OnnxGraph, kernel: Value, order: Sequence[int]) -> str:
     if kernel.grid is not None:
         return dequantized(graph, kernel.grid, order)
     return tensor(graph, kernel, order)
 
 
-def convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
+def convolution(graph: OnnxGraph, equation: Any, x: Value, kernel: Value) -> Value:
     """Grouped, depthwise and dilated ones too; of two spatial axes."""
     p = equation.params
     numbers, rank = p["dimension_numbers"], len(x.shape)
@@ -60,14 +60,14 @@ def convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
     return _product(graph, made, x, kernel)
 
 
-def _product(graph: Graph, made: Value, x: Value, kernel: Value) -> Value:
+def _product(graph: OnnxGraph, made: Value, x: Value, kernel: Value) -> Value:
     sums = None
     if kernel.grid is not None and x.scale is not None:
         sums = kernel.grid.scale * np.float32(x.scale)
     return made._replace(node=graph.nodes[-1], sums=sums)
 
 
-def dot(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+def dot(graph: OnnxGraph, equation: Any, x: Value, y: Value) -> Value:
     """Gemm for a dense layer of vectors, MatMul for the rest."""
     (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
     if equation.invars[0].aval.dtype != np.float32:
@@ -105,7 +105,7 @@ def dot(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
 
 
 def _dense(
-    graph: Graph,
+    graph: OnnxGraph,
     made: Value,
     x: Value,
     kernel: Value,
@@ -126,7 +126,7 @@ def _sized(x: Value, axes: Sequence[int]) -> bool:
 
 
 def _folded(
-    graph: Graph,
+    graph: OnnxGraph,
     x: Value,
     order: Sequence[int],
     parts: Sequence[tuple[int, int]],

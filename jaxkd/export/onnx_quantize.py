@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from jaxkd.export import census
-from jaxkd.export.onnx_graph import Graph, Int8, Value, constant, node, tensor
+from jaxkd.export.onnx_graph import Int8, OnnxGraph, Value, constant, node, tensor
 
 
-def quantize(graph: Graph, equation: Any, *values: Value) -> Value:
+def quantize(graph: OnnxGraph, equation: Any, *values: Value) -> Value:
     """A marked value: QuantizeLinear and DequantizeLinear, or stored integers."""
     marks, x = census.attributes(equation), values[-1]
     scale = np.asarray(marks["scale"], np.float32).reshape(-1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxkd.export import onnx_moves as moves, onnx_products as products, onnx_quantize
 from jaxkd.export.onnx_graph import (
-    Graph,
+    OnnxGraph,
     Value,
     aligned,
     constant,
@@ -32,14 +32,14 @@ def _dtype(equation: Any, of_input: int | None = None) -> np.dtype:
 def elementwise(kind: str) -> Callable:
     """Operands of one shape, or scalars, or with axes of length 1."""
 
-    def rule(graph: Graph, equation: Any, *values: Value) -> Value:
+    def rule(graph: OnnxGraph, equation: Any, *values: Value) -> Value:
         names, order = aligned(graph, values)
         return Value(shape_of(equation), node(graph, kind, names), order)
 
     return rule
 
 
-def maximum(graph: Graph, equation: Any, *values: Value) -> Value:
+def maximum(graph: OnnxGraph, equation: Any, *values: Value) -> Value:
     """ReLU where it is one, which runtimes fuse."""
     flat = [v for v in values if v.const is not None and not np.any(v.const)]
     if not flat or len(values) != 2 or _dtype(equation) != np.float32:
@@ -50,7 +50,7 @@ def maximum(graph: Graph, equation: Any, *values: Value) -> Value:
     )
 
 
-def minimum(graph: Graph, equation: Any, *values: Value) -> Value:
+def minimum(graph: OnnxGraph, equation: Any, *values: Value) -> Value:
     """Relu6 and its like as Clip, where the bound is one number."""
     bounds = [v for v in values if v.const is not None and v.const.size == 1]
     if len(bounds) != 1 or _dtype(equation) != np.float32:
@@ -59,7 +59,7 @@ def minimum(graph: Graph, equation: Any, *values: Value) -> Value:
     return _clip(graph, x, None, bounds[0].const)
 
 
-def _clip(graph: Graph, x: Value, low: Any, high: Any) -> Value:
+def _clip(graph: OnnxGraph, x: Value, low: Any, high: Any) -> Value:
     """Bounds that follow a ReLU are those of one Clip with it."""
     name = tensor(graph, x, x.order)
     last = graph.nodes[-1:]
@@ -70,14 +70,14 @@ def _clip(graph: Graph, x: Value, low: Any, high: Any) -> Value:
     return Value(x.shape, out, x.order)
 
 
-def clamp(graph: Graph, equation: Any, low: Value, x: Value, high: Value) -> Value:
+def clamp(graph: OnnxGraph, equation: Any, low: Value, x: Value, high: Value) -> Value:
     """Both bounds are one number."""
     if any(v.const is None or v.const.size != 1 for v in (low, high)):
         raise NotImplementedError("clamp of which a bound is an array")
     return _clip(graph, x, low.const, high.const)
 
 
-def add(graph: Graph, equation: Any, left: Value, right: Value) -> Value:
+def add(graph: OnnxGraph, equation: Any, left: Value, right: Value) -> Value:
     """A constant for each channel becomes the bias of the product before it."""
     x, c = (right, left) if left.const is not None else (left, right)
     channels = shape_of(equation)[-1] if shape_of(equation) else 1
@@ -93,7 +93,7 @@ def add(graph: Graph, equation: Any, left: Value, right: Value) -> Value:
     return x._replace(node=None, sums=None)
 
 
-def _bias(graph: Graph, x: Value, bias: np.ndarray) -> str:
+def _bias(graph: OnnxGraph, x: Value, bias: np.ndarray) -> str:
     """In int32 on the grid of the sums, as integer kernels want it."""
     if x.sums is None:
         return constant(graph, bias)
@@ -109,7 +109,7 @@ def _bias(graph: Graph, x: Value, bias: np.ndarray) -> str:
     return node(graph, "DequantizeLinear", names, axis=0)
 
 
-def reduce_sum(graph: Graph, equation: Any, x: Value) -> Value:
+def reduce_sum(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """Over any axes; of all positions of images, as a multiple of their mean."""
     gone = tuple(equation.params["axes"])
     axes = np.asarray([x.order.index(axis) for axis in gone], np.int64)
@@ -129,7 +129,7 @@ def _order_without(x: Value, gone: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(kept).index(axis) for axis in kept)
 
 
-def reduce_max(graph: Graph, equation: Any, x: Value) -> Value:
+def reduce_max(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """ReduceMax, whose axes were an attribute in the opset that is written."""
     gone = tuple(equation.params["axes"])
     axes = [x.order.index(axis) for axis in gone]
@@ -139,7 +139,7 @@ def reduce_max(graph: Graph, equation: Any, x: Value) -> Value:
     return Value(shape_of(equation), out, _order_without(x, gone))
 
 
-def divide(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+def divide(graph: OnnxGraph, equation: Any, x: Value, y: Value) -> Value:
     """A sum over its count is a mean, for which runtimes have integer kernels."""
     if x.total is not None and y.const is not None and y.const.size == 1:
         mean, count = x.total
@@ -148,7 +148,7 @@ def divide(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
     return elementwise("Div")(graph, equation, x, y)
 
 
-def multiply(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+def multiply(graph: OnnxGraph, equation: Any, x: Value, y: Value) -> Value:
     """As `divide`, by the inverse."""
     if x.total is not None and y.const is not None and y.const.size == 1:
         mean, count = x.total
@@ -157,7 +157,7 @@ def multiply(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
     return elementwise("Mul")(graph, equation, x, y)
 
 
-def window(graph: Graph, equation: Any, x: Value) -> Value:
+def window(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """Max pooling, or the sum over windows as a multiple of their mean."""
     p = equation.params
     sizes, padding = p["window_dimensions"], p["padding"]
@@ -182,7 +182,7 @@ def window(graph: Graph, equation: Any, x: Value) -> Value:
     return Value(shape, total, IMAGE, total=(Value(shape, mean, IMAGE), count))
 
 
-def cast(graph: Graph, equation: Any, x: Value) -> Value:
+def cast(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """Nothing, where the type is the same."""
     from onnx import helper
 
@@ -194,7 +194,7 @@ def cast(graph: Graph, equation: Any, x: Value) -> Value:
     )
 
 
-def integer_pow(graph: Graph, equation: Any, x: Value) -> Value:
+def integer_pow(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """Pow by a number."""
     names = [
         tensor(graph, x, x.order),
@@ -203,53 +203,53 @@ def integer_pow(graph: Graph, equation: Any, x: Value) -> Value:
     return Value(x.shape, node(graph, "Pow", names), x.order)
 
 
-def square(graph: Graph, equation: Any, x: Value) -> Value:
+def square(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """The value times itself."""
     name = tensor(graph, x, x.order)
     return Value(x.shape, node(graph, "Mul", [name, name]), x.order)
 
 
-def inverse_root(graph: Graph, equation: Any, x: Value) -> Value:
+def inverse_root(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """1 / sqrt(x)."""
     root = node(graph, "Sqrt", [tensor(graph, x, x.order)])
     return Value(x.shape, node(graph, "Reciprocal", [root]), x.order)
 
 
-def erfc(graph: Graph, equation: Any, x: Value) -> Value:
+def erfc(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """1 - erf(x)."""
     name = node(graph, "Erf", [tensor(graph, x, x.order)])
     out = node(graph, "Sub", [constant(graph, np.float32(1)), name])
     return Value(x.shape, out, x.order)
 
 
-def expm1(graph: Graph, equation: Any, x: Value) -> Value:
+def expm1(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """exp(x) - 1."""
     name = node(graph, "Exp", [tensor(graph, x, x.order)])
     out = node(graph, "Sub", [name, constant(graph, np.float32(1))])
     return Value(x.shape, out, x.order)
 
 
-def log1p(graph: Graph, equation: Any, x: Value) -> Value:
+def log1p(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """log(1 + x)."""
     one = constant(graph, np.float32(1))
     name = node(graph, "Add", [tensor(graph, x, x.order), one])
     return Value(x.shape, node(graph, "Log", [name]), x.order)
 
 
-def unequal(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+def unequal(graph: OnnxGraph, equation: Any, x: Value, y: Value) -> Value:
     """Not equal, of numbers or truth values."""
     names, order = aligned(graph, [x, y])
     name = node(graph, "Not", [node(graph, "Equal", names)])
     return Value(shape_of(equation), name, order)
 
 
-def remainder(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+def remainder(graph: OnnxGraph, equation: Any, x: Value, y: Value) -> Value:
     """With the sign of the dividend, as in C."""
     names, order = aligned(graph, [x, y])
     return Value(shape_of(equation), node(graph, "Mod", names, fmod=1), order)
 
 
-def cumulative_sum(graph: Graph, equation: Any, x: Value) -> Value:
+def cumulative_sum(graph: OnnxGraph, equation: Any, x: Value) -> Value:
     """Along one axis, from either end."""
     p = equation.params
     axis = constant(graph, np.int64(x.order.index(p["axis"])))
@@ -258,7 +258,7 @@ def cumulative_sum(graph: Graph, equation: Any, x: Value) -> Value:
     return Value(x.shape, out, x.order)
 
 
-def select(graph: Graph, equation: Any, which: Value, *cases: Value) -> Value:
+def select(graph: OnnxGraph, equation: Any, which: Value, *cases: Value) -> Value:
     """Where, of two cases by a condition."""
     if len(cases) != 2 or _dtype(equation, 0) != np.bool_:
         raise NotImplementedError("select of more than two cases")

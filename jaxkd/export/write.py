@@ -44,7 +44,7 @@ class Content(NamedTuple):
     rounded: bool = False
 
 
-class Report(NamedTuple):
+class ExportReport(NamedTuple):
     """What an exporter wrote.
 
     Attributes:
@@ -153,7 +153,7 @@ def write(
     quantize: Quantization | None,
     target: str,
     **given: Any,
-) -> Report:
+) -> ExportReport:
     """Writes a network as a file, once the file computes what the network does.
 
     Args:
@@ -222,7 +222,7 @@ def write(
             times.extend(_latency.medians([lambda: batched(opened.run, batch)(one)]))
 
     store.write_file(path, content.blob, check)
-    return Report(
+    return ExportReport(
         str(path),
         format,
         len(content.blob),

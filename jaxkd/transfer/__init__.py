@@ -17,12 +17,12 @@ TrainState, whose paths begin with "student/" or "terms/". What BatchNorm does w
 new images' statistics is the network's: `frozen_statistics`.
 """
 
-from jaxkd.transfer.copying import Report, copy, match, warm_start
+from jaxkd.transfer.copying import CopyReport, copy, match, warm_start
 from jaxkd.transfer.moving import by_depth, freeze, layer_wise, train_only
 from jaxkd.transfer.statistics import frozen_statistics
 
 __all__ = [
-    "Report",
+    "CopyReport",
     "by_depth",
     "copy",
     "freeze",

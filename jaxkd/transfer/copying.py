@@ -18,7 +18,7 @@ Rename = Mapping[str, str] | Callable[[str], str]
 Shape = tuple[int, ...]
 
 
-class Report(NamedTuple):
+class CopyReport(NamedTuple):
     """What became of every leaf of a source and a target, by the target's paths.
 
     Each leaf of the two networks is named once. A leaf of the state has the path of its
@@ -73,7 +73,7 @@ def match(
     *,
     rename: Rename = {},  # noqa: B006 (never changed)
     exclude: Patterns = (),
-) -> Report:
+) -> CopyReport:
     """What `copy` would do; arrays are not touched, ShapeDtypeStructs will do.
 
     Args:
@@ -104,7 +104,7 @@ def match(
             mismatched.append((path, theirs[path][1].shape, own[path].shape))
         else:
             copied.append(path)
-    return Report(
+    return CopyReport(
         tuple(copied), tuple(excluded), tuple(missing), tuple(mismatched), tuple(unused)
     )
 
@@ -116,7 +116,7 @@ def copy(
     rename: Rename = {},  # noqa: B006 (never changed)
     strict: bool = False,
     exclude: Patterns = (),
-) -> tuple[Variables, Report]:
+) -> tuple[Variables, CopyReport]:
     """Copies the leaves that two networks share by path and shape.
 
     Parameters and state (BatchNorm's running statistics) go together. A leaf of another

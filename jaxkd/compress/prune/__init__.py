@@ -28,10 +28,10 @@ from jaxkd.compress.prune._fine_tune import fine_tuner, from_variables, kd_spec
 from jaxkd.compress.prune._gradual import GradualState, cubic, gradual
 from jaxkd.compress.prune._iterative import Steps, iterative
 from jaxkd.compress.prune._recalibrated import recalibrated
-from jaxkd.compress.prune._search import Found, annealing, random, search
+from jaxkd.compress.prune._search import SearchResult, annealing, random, search
 from jaxkd.compress.prune._sensitivity import Curves, curves, equal_loss, sensitivity
 from jaxkd.compress.prune.analysis import analyse, analyse_net, logits_of
-from jaxkd.compress.prune.check import Report, check, check_net
+from jaxkd.compress.prune.check import CheckResult, check, check_net
 from jaxkd.compress.prune.metric import Metric, masked_metric
 from jaxkd.compress.prune.plan import Frozen, Group, Leaf, Member, Plan
 from jaxkd.compress.prune.ratios import (
@@ -45,8 +45,8 @@ from jaxkd.compress.prune.resized import Resized, resized
 from jaxkd.compress.prune.targets import Target, target
 
 __all__ = [
+    "CheckResult",
     "Curves",
-    "Found",
     "Frozen",
     "GradualState",
     "Group",
@@ -54,8 +54,8 @@ __all__ = [
     "Member",
     "Metric",
     "Plan",
-    "Report",
     "Resized",
+    "SearchResult",
     "Steps",
     "Target",
     "analyse",

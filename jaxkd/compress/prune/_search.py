@@ -23,7 +23,7 @@ GRID = tuple(i / 20 for i in range(20))  # 0, 0.05 ... 0.95
 Make = Callable[[Sequence[int], Sequence[int]], searches.Controller]
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The result of a search.
 
     Attributes:
@@ -62,7 +62,7 @@ def search(
     seed: int = 0,
     journal: str | os.PathLike | None = None,
     progress: Callable[[searches.Trial], None] = lambda trial: None,
-) -> Found:
+) -> SearchResult:
     """Search the ratio of each group that keeps the metric highest under a target.
 
     Candidates that cost too much are not evaluated. Annealing starts at the uniform
@@ -132,7 +132,7 @@ def search(
     )
     best = searches.best(trials, feasible)
     dropped = lowest(plan, scores, kept(best.tokens))
-    return Found(dropped, best.reward, trials, widths)
+    return SearchResult(dropped, best.reward, trials, widths)
 
 
 def grid_of(

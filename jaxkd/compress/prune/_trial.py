@@ -17,7 +17,7 @@ from jaxkd.compress.prune.resized import following
 from jaxkd.compress.prune.trace.labels import Equation, Ledger
 
 
-class Mark(NamedTuple):
+class Prediction(NamedTuple):
     """What a plan predicts of one step.
 
     Attributes:
@@ -30,7 +30,7 @@ class Mark(NamedTuple):
     units: list[list[np.ndarray | None]]
 
 
-def marks(ledger: Ledger, unit: np.ndarray) -> list[Mark]:
+def marks(ledger: Ledger, unit: np.ndarray) -> list[Prediction]:
     """Return what is predicted of each step, in order.
 
     Args:
@@ -45,7 +45,9 @@ def marks(ledger: Ledger, unit: np.ndarray) -> list[Mark]:
         return None if (units == -2).any() else units
 
     return [
-        Mark(equation, [[along(axis) for axis in value.axes] for value in results])
+        Prediction(
+            equation, [[along(axis) for axis in value.axes] for value in results]
+        )
         for equation, results in ledger.trace
     ]
 
@@ -112,7 +114,7 @@ def other_operation(whole: jaxpr.Program, pruned: jaxpr.Program) -> str | None:
 
 
 def other_shape(
-    predicted: Iterable[Mark], keep: np.ndarray, pruned: jaxpr.Program
+    predicted: Iterable[Prediction], keep: np.ndarray, pruned: jaxpr.Program
 ) -> str | None:
     """Return the first step whose result has another shape than predicted.
 
@@ -156,7 +158,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 def failures(
     plan: Plan,
-    predicted: Sequence[Mark],
+    predicted: Sequence[Prediction],
     whole: jaxpr.Program,
     apply: Callable[..., Any],
     variables: Any,

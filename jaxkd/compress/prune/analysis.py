@@ -14,7 +14,7 @@ from jaxkd.compress.prune import _trial
 from jaxkd.compress.prune.plan import Frozen, Group, Leaf, Member, Plan
 from jaxkd.compress.prune.trace.components import Axes, components
 from jaxkd.compress.prune.trace.interpreter import interpret
-from jaxkd.compress.prune.trace.labels import Ledger, Value, constant, variable
+from jaxkd.compress.prune.trace.labels import Ledger, Traced, constant, variable
 from jaxkd.compress.prune.trace.lengths import products, sizes
 from jaxkd.compress.prune.trace.sums import WINDOW
 from jaxkd.models.net import naming_images
@@ -154,7 +154,7 @@ def walk(apply, variables, inputs, allow=False, equal=False):
     return program, values, ledger
 
 
-def _axes(values: list[Value]) -> Axes:
+def _axes(values: list[Traced]) -> Axes:
     """The axes of the variables that have labels."""
     rows = [
         (i, k, axis.labels[0], len(axis.labels))

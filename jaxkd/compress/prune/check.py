@@ -13,7 +13,7 @@ from jaxkd.compress.prune.analysis import logits_of, walk
 from jaxkd.compress.prune.plan import Plan
 
 
-class Report(NamedTuple):
+class CheckResult(NamedTuple):
     """The result of a check.
 
     Attributes:
@@ -35,7 +35,7 @@ def check(
     dropped: Any,
     *inputs: Any,
     tolerance: float = 1e-4,
-) -> Report:
+) -> CheckResult:
     """Run the network pruned and masked, compare the results, count operations.
 
     The two differ if the network's code decides by a width, or has a width of its own
@@ -83,7 +83,7 @@ def check(
             f"the pruned network has {macs} multiply-accumulates, its plan predicts "
             f"{plan.macs(dropped)}; first {where}"
         )
-    report = Report(np.nan, macs, plan.params(dropped))
+    report = CheckResult(np.nan, macs, plan.params(dropped))
     leaves = jax.tree.leaves((variables, inputs))
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         return report
@@ -101,7 +101,7 @@ def check(
 
 def check_net(
     net: Any, plan: Plan, params: Any, state: Any, dropped: Any, x: Any, **how: Any
-) -> Report:
+) -> CheckResult:
     """Check a `jaxkd.models.Net` by its logits in inference, on a batch of images.
 
     Args:
@@ -166,7 +166,7 @@ def _first_error(
     return "no operation alone differs by so much"
 
 
-def _marks(apply, plan, variables, inputs) -> list[_trial.Mark]:
+def _marks(apply, plan, variables, inputs) -> list[_trial.Prediction]:
     """What the plan predicts of each step, with reductions over channels followed."""
     _, values, ledger = walk(apply, variables, inputs, True, plan._equal)
     unit = np.full(ledger.labels, -2)

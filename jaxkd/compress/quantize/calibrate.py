@@ -13,7 +13,7 @@ from jaxkd.compress.quantize.graph import Op
 from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.names import key
 from jaxkd.compress.quantize.net import RANGES, Context, faked
-from jaxkd.compress.quantize.plan import Point
+from jaxkd.compress.quantize.plan import QuantizedTensor
 from jaxkd.compress.quantize.run import Arithmetic, Tensor
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
@@ -66,7 +66,7 @@ def observing(context: Context) -> Arithmetic:
     """Nothing is quantized, and every range moves."""
     config = context.config
 
-    def activation(point: Point, x: Array) -> Tensor:
+    def activation(point: QuantizedTensor, x: Array) -> Tensor:
         name = key(point.name)
         ends = ranges.measure(x, config, point.bits)
         context.moved[name] = ranges.move(context.ranges[name], ends, config)

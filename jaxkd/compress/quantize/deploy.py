@@ -21,7 +21,7 @@ from jaxkd.compress.quantize.net import (
     fake_weight,
     faked,
 )
-from jaxkd.compress.quantize.plan import Plan, Point
+from jaxkd.compress.quantize.plan import QuantizationPlan, QuantizedTensor
 from jaxkd.compress.quantize.run import Arithmetic, Tensor, real_activation, untouched
 from jaxkd.models.convolution import plain_convolutions
 from jaxkd.models.net import Net
@@ -137,13 +137,15 @@ def check_ready(params: Params, state: State, config: Quantization) -> None:
         )
 
 
-def grids(net: Net, params: Params, state: State) -> tuple[dict[str, Grid], Plan]:
+def grids(
+    net: Net, params: Params, state: State
+) -> tuple[dict[str, Grid], QuantizationPlan]:
     """The grid of every kernel, and of every activation with a static range.
 
     Returns:
       NumPy arrays, by "kernel:PATH" and "activation:NAME"; and the plan they follow.
     """
-    plans: list[Plan] = []
+    plans: list[QuantizationPlan] = []
 
     def all_grids(params, state):
         found: dict[str, Grid] = {}
@@ -163,7 +165,7 @@ def grids(net: Net, params: Params, state: State) -> tuple[dict[str, Grid], Plan
 def collect(found: dict[str, Grid], context: Context) -> Arithmetic:
     """Nothing is quantized; puts down every grid."""
 
-    def activation(point: Point, x: Array) -> Tensor:
+    def activation(point: QuantizedTensor, x: Array) -> Tensor:
         if context.config.activation != "static":
             return Tensor(x)
         grid = fake_activation(context, point, x).grid
@@ -185,7 +187,7 @@ def _marked(found: dict[str, Grid], context: Context) -> Arithmetic:
     """Marks instead of fake quantization."""
     static = context.config.activation == "static"
 
-    def activation(point: Point, x: Array) -> Tensor:
+    def activation(point: QuantizedTensor, x: Array) -> Tensor:
         if not static:
             return Tensor(x)
         grid = found[f"activation:{point.name}"]
@@ -199,7 +201,7 @@ def _marked(found: dict[str, Grid], context: Context) -> Arithmetic:
     def again(grid: Grid, x: Array) -> Array:
         return mark(x, grid, int(grid.high + 1).bit_length())
 
-    def requantized(point: Point, tensors: list[Tensor]) -> list[Tensor]:
+    def requantized(point: QuantizedTensor, tensors: list[Tensor]) -> list[Tensor]:
         grid = found[f"activation:{point.name}"]
         return [Tensor(mark(t.value, grid, point.bits), grid) for t in tensors]
 

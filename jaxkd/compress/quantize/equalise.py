@@ -8,14 +8,14 @@ from jaxtyping import Array
 
 from jaxkd import _check, _tree
 from jaxkd.compress.quantize.config import Quantization
-from jaxkd.compress.quantize.graph import Graph, trace
+from jaxkd.compress.quantize.graph import OpGraph, trace
 from jaxkd.compress.quantize.kernels import VIEWS
-from jaxkd.compress.quantize.plan import Plan, plan
+from jaxkd.compress.quantize.plan import QuantizationPlan, plan
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
 
-class Pair(NamedTuple):
+class KernelPair(NamedTuple):
     """Two kernels with nothing but bias and ReLU between them.
 
     Attributes:
@@ -82,7 +82,7 @@ def equalise(
     return _tree.map_with_path(lambda path, leaf: changed.get(path, leaf), params)
 
 
-def _once(leaves: dict[str, Array], found: list[Pair]) -> dict[str, Array]:
+def _once(leaves: dict[str, Array], found: list[KernelPair]) -> dict[str, Array]:
     leaves = dict(leaves)
     for pair in found:
         first, second = leaves[pair.first], leaves[pair.second]
@@ -108,7 +108,7 @@ def _along(s: Array, kernel: Array, axis: int) -> Array:
 
 def pairs(
     net: Net, params: Params, state: State, image_shape: tuple[int, ...]
-) -> list[Pair]:
+) -> list[KernelPair]:
     """The pairs of kernels that `equalise` can balance, in the order they run."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     graph = trace(
@@ -127,7 +127,10 @@ def pairs(
 
 
 def _alone(
-    graph: Graph, planned: Plan, readers: dict[int, list[int]], number: int
+    graph: OpGraph,
+    planned: QuantizationPlan,
+    readers: dict[int, list[int]],
+    number: int,
 ) -> bool:
     """Whether a kernel is the whole of a parameter that nobody else reads."""
     path = f"0/{planned.weights[number].name}"
@@ -142,12 +145,12 @@ def _alone(
 
 
 def _pair(
-    graph: Graph,
-    planned: Plan,
+    graph: OpGraph,
+    planned: QuantizationPlan,
     readers: dict[int, list[int]],
     number: int,
     alone: set[int],
-) -> Pair | None:
+) -> KernelPair | None:
     """The pair that a layer is the first of, if there is one."""
     if number not in alone:
         return None
@@ -168,7 +171,9 @@ def _pair(
     return None
 
 
-def _leaf(graph: Graph, readers: dict[int, list[int]], value: int | None) -> str | None:
+def _leaf(
+    graph: OpGraph, readers: dict[int, list[int]], value: int | None
+) -> str | None:
     """The path of the parameter that a value alone is made from, unchanged."""
     makers = {v: op for op in graph.ops for v in op.outputs}
     while value in makers and makers[value].kind in VIEWS:
@@ -181,8 +186,8 @@ def _leaf(graph: Graph, readers: dict[int, list[int]], value: int | None) -> str
 
 
 def _between(
-    graph: Graph, planned: Plan, first: int, second: int, bias: str | None
-) -> Pair | None:
+    graph: OpGraph, planned: QuantizationPlan, first: int, second: int, bias: str | None
+) -> KernelPair | None:
     a, b = planned.weights[first], planned.weights[second]
     inputs = _inputs(graph.ops[second])
     whole = all(
@@ -194,7 +199,7 @@ def _between(
     )
     if not whole or a.axis is None or b.position != 1 or inputs is None:
         return None
-    return Pair(a.name, a.axis, bias, b.name, inputs)
+    return KernelPair(a.name, a.axis, bias, b.name, inputs)
 
 
 def _inputs(op: Any) -> int | None:

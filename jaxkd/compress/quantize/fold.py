@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxkd import _tree
 from jaxkd.compress.quantize import finite
-from jaxkd.compress.quantize.graph import Graph
+from jaxkd.compress.quantize.graph import OpGraph
 from jaxkd.compress.quantize.norms import Norm, batch_norms, is_call
 from jaxkd.models.convolution import conv_general_dilated
 from jaxkd.models.interception import arguments
@@ -97,7 +97,7 @@ def fold(
     return new, new_params, new_state
 
 
-def _coarsest(graph: Graph) -> float:
+def _coarsest(graph: OpGraph) -> float:
     """The largest epsilon of the types that a network computes in."""
     types = {aval.dtype for aval in graph.avals}
     return max(

@@ -39,7 +39,7 @@ class Op(NamedTuple):
     place: str
 
 
-class Graph(NamedTuple):
+class OpGraph(NamedTuple):
     """Operations in an order in which they can run; values are numbered.
 
     Attributes:
@@ -61,7 +61,7 @@ class Graph(NamedTuple):
     out_tree: Any
 
 
-def trace(f: Callable[..., Any], *args: Any, whole: bool = False) -> Graph:
+def trace(f: Callable[..., Any], *args: Any, whole: bool = False) -> OpGraph:
     """The operations of `f(*args)`.
 
     Calls are replaced by what they call. Functions with derivatives of their own stay
@@ -87,7 +87,7 @@ def trace(f: Callable[..., Any], *args: Any, whole: bool = False) -> Graph:
     leaves = jax.tree_util.tree_leaves_with_path(args)
     program = jaxpr.flatten(closed, lambda name, body: _opened(name, body, whole))
     ops = [_op(program, step) for step in program.steps]
-    return Graph(
+    return OpGraph(
         ops,
         program.inputs,
         program.outputs,

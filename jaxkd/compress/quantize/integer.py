@@ -16,7 +16,7 @@ from jaxkd.compress.quantize.fake import Grid, integers
 from jaxkd.compress.quantize.graph import Op
 from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.net import STEPS, Context, fake_activation
-from jaxkd.compress.quantize.plan import Plan
+from jaxkd.compress.quantize.plan import QuantizationPlan
 from jaxkd.compress.quantize.run import Arithmetic, Tensor, plainly
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
@@ -67,7 +67,7 @@ def integer(
         naming the tensors.
     """
     check_ready(params, state, config)
-    known: list[Known] = []
+    known: list[KernelBits] = []
     kernels = jax.jit(lambda p, s: _kernels(net, p, s, known))(params, state)
     params = {k: v for k, v in params.items() if k != STEPS}
     whole = jax.eval_shape(lambda: params)
@@ -100,7 +100,7 @@ def size(net: Net, params: Params, state: State) -> Size:
       The two numbers; learned step sizes are the scales, and count once.
     """
     params_only = {k: v for k, v in params.items() if k != STEPS}
-    known: list[Known] = []
+    known: list[KernelBits] = []
     kernels = jax.eval_shape(lambda p, s: _kernels(net, p, s, known), params, state)
     after = cost.bytes(_without(params_only, known[-1].plan.replaced))
     for name, kernel in kernels.items():
@@ -110,15 +110,15 @@ def size(net: Net, params: Params, state: State) -> Size:
     return Size(cost.bytes(params_only), after)
 
 
-class Known(NamedTuple):
+class KernelBits(NamedTuple):
     """What is known of the kernels before their numbers are."""
 
-    plan: Plan
+    plan: QuantizationPlan
     bits: dict[str, int]  # by the kernel's name
 
 
 def _kernels(
-    net: Net, params: Params, state: State, known: list[Known]
+    net: Net, params: Params, state: State, known: list[KernelBits]
 ) -> dict[str, dict[str, Array]]:
     """The integers of every quantized kernel and their scale, by name."""
     floats: dict[str, Array] = {}
@@ -126,7 +126,7 @@ def _kernels(
 
     def by(context: Context) -> Arithmetic:
         weights = context.plan.weights.values()
-        known.append(Known(context.plan, {w.name: w.bits for w in weights}))
+        known.append(KernelBits(context.plan, {w.name: w.bits for w in weights}))
         collecting = collect(grids, context)
 
         def weight(w: Weight, kernel: Array, x: Tensor, bias: Array | None) -> Tensor:

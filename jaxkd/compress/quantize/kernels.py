@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd.compress.quantize import names
-from jaxkd.compress.quantize.graph import MOVES, Graph, Op
+from jaxkd.compress.quantize.graph import MOVES, Op, OpGraph
 
 VIEWS = MOVES | {"convert_element_type"}
 PARAMETERS = "0"  # the argument of a network's `apply` that they are
@@ -42,7 +42,7 @@ class Weight(NamedTuple):
     bias_path: str | None = None
 
 
-class View(NamedTuple):
+class ParameterView(NamedTuple):
     """Where a value that does not depend on the image is from.
 
     Attributes:
@@ -58,7 +58,7 @@ class View(NamedTuple):
     size: int
 
 
-def makers(graph: Graph) -> dict[int, int]:
+def makers(graph: OpGraph) -> dict[int, int]:
     """The number of the operation that made a value."""
     return {value: n for n, op in enumerate(graph.ops) for value in op.outputs}
 
@@ -68,7 +68,7 @@ def position(op: Op, live: set[int]) -> int | None:
     return next((i for i in (1, 0) if op.inputs[i] not in live), None)
 
 
-def view(graph: Graph, made: dict[int, int], value: int) -> View:
+def view(graph: OpGraph, made: dict[int, int], value: int) -> ParameterView:
     """Follows a value back to the parameter, or the result, that it is a view of."""
     steps: list[Any] = []
     while value in made and graph.ops[made[value]].kind in VIEWS:
@@ -79,14 +79,14 @@ def view(graph: Graph, made: dict[int, int], value: int) -> View:
             how = str(sorted(op.equation.params.items(), key=lambda item: item[0]))
             steps.append((op.kind, how, op.outputs.index(value), operands))
         value = op.inputs[0]
-    return View(value, _path(graph, value), tuple(steps), _size(graph, value))
+    return ParameterView(value, _path(graph, value), tuple(steps), _size(graph, value))
 
 
-def _size(graph: Graph, value: int) -> int:
+def _size(graph: OpGraph, value: int) -> int:
     return math.prod(graph.avals[value].shape)
 
 
-def _content(graph: Graph, value: int) -> Any:
+def _content(graph: OpGraph, value: int) -> Any:
     """What tells an operand apart: its numbers if they are known, else which it is."""
     known = graph.constants.get(value)
     if known is None or not isinstance(known, int | float | np.ndarray | np.generic):
@@ -113,7 +113,9 @@ class Namer:
         self.known: dict[Any, str] = {}
         self.taken: set[str] = set()
 
-    def name(self, seen: View, size: int, axis: int | None, bits: int, layer: str):
+    def name(
+        self, seen: ParameterView, size: int, axis: int | None, bits: int, layer: str
+    ):
         """The name of a view of `size` numbers that the layer of this name reads."""
         use = (seen.root, seen.steps, axis, bits)
         if use not in self.known:
@@ -126,7 +128,9 @@ class Namer:
         return self.known[use]
 
 
-def with_bias(graph: Graph, made: dict[int, int], weight: Weight, value: int) -> Weight:
+def with_bias(
+    graph: OpGraph, made: dict[int, int], weight: Weight, value: int
+) -> Weight:
     """The weight with the value that is added to its product, where that is a bias.
 
     A bias is one number, or a vector of one for each channel, spread over the product.
@@ -159,14 +163,14 @@ def with_bias(graph: Graph, made: dict[int, int], weight: Weight, value: int) ->
     return weight._replace(bias=value, bias_path=path)
 
 
-def unspread(graph: Graph, made: dict[int, int], value: int) -> int:
+def unspread(graph: OpGraph, made: dict[int, int], value: int) -> int:
     """The value that another is a spread or reshaped copy of."""
     while value in made and graph.ops[made[value]].kind in SPREAD:
         value = graph.ops[made[value]].inputs[0]
     return value
 
 
-def _path(graph: Graph, value: int) -> str | None:
+def _path(graph: OpGraph, value: int) -> str | None:
     """The path of the parameter that a value is, or None."""
     if value not in graph.inputs:
         return None
@@ -174,7 +178,7 @@ def _path(graph: Graph, value: int) -> str | None:
     return path if place == PARAMETERS else None
 
 
-def replaced(graph: Graph, weights: dict[int, Weight]) -> frozenset[str]:
+def replaced(graph: OpGraph, weights: dict[int, Weight]) -> frozenset[str]:
     """Paths of the parameters that nothing but quantized kernels is made of."""
     needed = set(graph.outputs)
     within: set[int] = set()

@@ -13,10 +13,10 @@ from jaxkd import _tree
 from jaxkd.compress.quantize import finite, ranges
 from jaxkd.compress.quantize.config import Quantization, bits_of, check_patterns
 from jaxkd.compress.quantize.fake import fake_quant, lsq, lsq_start, weight_grid
-from jaxkd.compress.quantize.graph import Graph, layers_inside, trace
+from jaxkd.compress.quantize.graph import OpGraph, layers_inside, trace
 from jaxkd.compress.quantize.kernels import Weight
 from jaxkd.compress.quantize.names import key
-from jaxkd.compress.quantize.plan import Plan, Point, plan
+from jaxkd.compress.quantize.plan import QuantizationPlan, QuantizedTensor, plan
 from jaxkd.compress.quantize.run import Arithmetic, Tensor, run
 from jaxkd.models.net import Net, naming_images
 from jaxkd.types import Params, State
@@ -42,7 +42,7 @@ class Context(NamedTuple):
     ranges: dict[str, ranges.Range]
     moved: dict[str, ranges.Range]
     train: bool
-    plan: Plan
+    plan: QuantizationPlan
 
 
 def quantized(
@@ -169,7 +169,7 @@ def _planned(
     config: Quantization,
     *,
     train: bool,
-) -> tuple[Graph, Plan]:
+) -> tuple[OpGraph, QuantizationPlan]:
     """The graph of a call, and what of it is quantized."""
 
     def call(params, state, x, key):
@@ -196,7 +196,7 @@ def _no_statistics(state: State) -> None:
         )
 
 
-def _loops(graph: Graph) -> dict[str, str]:
+def _loops(graph: OpGraph) -> dict[str, str]:
     """The paths of the loops that hold layers, and in words what they hold."""
     found: dict[str, str] = {}
     for op in graph.ops:
@@ -233,13 +233,13 @@ def _starting(found: dict[str, Array], context: Context) -> Arithmetic:
 def faked(context: Context) -> Arithmetic:
     """Fake quantization; while training, ranges move and are used at once."""
 
-    def activation(point: Point, x: Array) -> Tensor:
+    def activation(point: QuantizedTensor, x: Array) -> Tensor:
         return fake_activation(context, point, x)
 
     return Arithmetic(activation=activation, weight=partial(fake_weight, context))
 
 
-def fake_activation(context: Context, point: Point, x: Array) -> Tensor:
+def fake_activation(context: Context, point: QuantizedTensor, x: Array) -> Tensor:
     """An activation on its grid."""
     grid = activation_grid(context, point, x)
     steps = context.steps.get("activations", {})
@@ -249,7 +249,7 @@ def fake_activation(context: Context, point: Point, x: Array) -> Tensor:
     return Tensor(lsq(x, step, grid), grid._replace(scale=step))
 
 
-def activation_grid(context: Context, point: Point, x: Array) -> Any:
+def activation_grid(context: Context, point: QuantizedTensor, x: Array) -> Any:
     """The grid of an activation: of this batch, or as remembered."""
     config = context.config
     if config.activation == "dynamic":

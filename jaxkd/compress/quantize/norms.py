@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from jaxkd.compress.quantize import kernels
-from jaxkd.compress.quantize.graph import LINEAR, Graph, equations, trace
+from jaxkd.compress.quantize.graph import LINEAR, OpGraph, equations, trace
 from jaxkd.models.interception import arguments
 from jaxkd.models.net import Net, naming_images
 from jaxkd.types import Params, State
@@ -39,7 +39,7 @@ class Norm(NamedTuple):
 
 def batch_norms(
     net: Net, params: Params, state: State, image_shape: tuple[int, ...]
-) -> tuple[Graph, dict[str, Norm]]:
+) -> tuple[OpGraph, dict[str, Norm]]:
     """The traced network, and every BatchNorm by its path."""
     modules: dict[str, nn.BatchNorm] = {}
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -92,7 +92,7 @@ def _named(x: Array, name: str) -> Array:
     return checkpoint_name(x, MARK + name)
 
 
-def _marks(graph: Graph) -> dict[int, tuple[str, str]]:
+def _marks(graph: OpGraph) -> dict[int, tuple[str, str]]:
     """For each operation that marks a value "layer" or "norm", and the path."""
     names = {n: op.equation.params["name"] for n, op in enumerate(graph.ops)
              if op.kind == "name"}  # fmt: skip
@@ -101,7 +101,7 @@ def _marks(graph: Graph) -> dict[int, tuple[str, str]]:
     return {n: (kind, path) for n, (kind, _, path) in split.items()}
 
 
-def _plain(graph: Graph, marks: dict[int, tuple[str, str]]) -> set[str]:
+def _plain(graph: OpGraph, marks: dict[int, tuple[str, str]]) -> set[str]:
     """Paths of the layers that are x * kernel + bias of parameters which they own.
 
     Others compute their kernel from a parameter, do more with the product, or share a
@@ -133,7 +133,7 @@ def _plain(graph: Graph, marks: dict[int, tuple[str, str]]) -> set[str]:
 
 
 def _call(
-    graph: Graph, made: dict[int, int], layer: str, value: int
+    graph: OpGraph, made: dict[int, int], layer: str, value: int
 ) -> set[int] | None:
     """The operations of a call of a layer with this result, or None of another form."""
     ops: set[int] = set()
@@ -156,7 +156,7 @@ def _call(
 
 
 def _pairs(
-    graph: Graph, name: dict[int, tuple[str, str]]
+    graph: OpGraph, name: dict[int, tuple[str, str]]
 ) -> list[tuple[str | None, str | None]]:
     """For each call the layer and the BatchNorm that alone reads it; None if none."""
     readers: dict[int, list[int]] = {}
@@ -190,7 +190,7 @@ def _only(pairs: list[tuple[str | None, str | None]], norm: str) -> str | None:
     return layer if {other for a, other in pairs if a == layer} == {norm} else None
 
 
-def _no_norm_in_loops(graph: Graph) -> None:
+def _no_norm_in_loops(graph: OpGraph) -> None:
     for op in graph.ops:
         if op.kind in ("scan", "while", "cond"):
             for value in op.equation.params.values():

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxkd.compress.quantize import kernels, names
 from jaxkd.compress.quantize.config import Bits, Quantization, bits_of
-from jaxkd.compress.quantize.graph import LINEAR, MOVES, Graph, Op
+from jaxkd.compress.quantize.graph import LINEAR, MOVES, Op, OpGraph
 from jaxkd.compress.quantize.kernels import Weight
 
 # What integer kernels exist for, besides convolutions and matrix products.
@@ -30,14 +30,14 @@ KEPT_AXES = {"broadcast_in_dim", "expand_dims", "reshape"}
 KINDS = {"reduce_sum": "mean", "reduce_window_sum": "mean", "add_any": "add"}
 
 
-class Point(NamedTuple):
+class QuantizedTensor(NamedTuple):
     """A tensor that is quantized: its name and its bits."""
 
     name: str
     bits: int
 
 
-class Plan(NamedTuple):
+class QuantizationPlan(NamedTuple):
     """What is quantized.
 
     Attributes:
@@ -52,7 +52,7 @@ class Plan(NamedTuple):
     """
 
     live: set[int]
-    points: dict[int, Point]
+    points: dict[int, QuantizedTensor]
     weights: dict[int, Weight]
     origin: dict[int, int]
     layers: list[str]
@@ -84,7 +84,7 @@ class _Reading:
       counts: how often a path has named a layer.
     """
 
-    graph: Graph
+    graph: OpGraph
     config: Quantization
     live: set[int]
     readers: dict[int, list[int]]
@@ -102,7 +102,9 @@ class _Reading:
     counts: Counter = dataclasses.field(default_factory=Counter)
 
 
-def plan(graph: Graph, image: int, logits: int, config: Quantization) -> Plan:
+def plan(
+    graph: OpGraph, image: int, logits: int, config: Quantization
+) -> QuantizationPlan:
     """Decides what a graph's quantized values are.
 
     A layer is a convolution or a matrix product, or another operation that integer
@@ -140,9 +142,11 @@ def plan(graph: Graph, image: int, logits: int, config: Quantization) -> Plan:
             last = not _continues(r, value)
             if last and value not in wanted:
                 want(value, r.bits[number].activations)
-    points = {value: Point(r.names[value], bits) for value, bits in wanted.items()}
+    points = {
+        value: QuantizedTensor(r.names[value], bits) for value, bits in wanted.items()
+    }
     linear = {n: layer for n, layer in r.layer.items() if graph.ops[n].kind in LINEAR}
-    return Plan(
+    return QuantizationPlan(
         live=r.live,
         points=points,
         weights={n: _biased(r, n, weight) for n, weight in r.weights.items()},
@@ -154,7 +158,7 @@ def plan(graph: Graph, image: int, logits: int, config: Quantization) -> Plan:
     )
 
 
-def _read(graph: Graph, image: int, logits: int, config: Quantization) -> _Reading:
+def _read(graph: OpGraph, image: int, logits: int, config: Quantization) -> _Reading:
     live = {image}
     readers: dict[int, list[int]] = {logits: [-1]}
     for number, op in enumerate(graph.ops):

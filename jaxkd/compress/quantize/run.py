@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxkd.compress.quantize.fake import Grid
-from jaxkd.compress.quantize.graph import Graph, Op, evaluate
+from jaxkd.compress.quantize.graph import Op, OpGraph, evaluate
 from jaxkd.compress.quantize.kernels import Weight
-from jaxkd.compress.quantize.plan import Plan, Point
+from jaxkd.compress.quantize.plan import QuantizationPlan, QuantizedTensor
 
 
 class Tensor(NamedTuple):
@@ -22,7 +22,7 @@ class Tensor(NamedTuple):
     grid: Any = None  # a Grid
 
 
-def real_activation(point: Point, x: Array) -> Tensor:
+def real_activation(point: QuantizedTensor, x: Array) -> Tensor:
     """The activation in floats."""
     return Tensor(x)
 
@@ -37,7 +37,7 @@ def same(grid: Grid, x: Array) -> Array:
     return x
 
 
-def untouched(point: Point, tensors: list[Tensor]) -> list[Tensor]:
+def untouched(point: QuantizedTensor, tensors: list[Tensor]) -> list[Tensor]:
     """Nothing to do: what comes of them is quantized, number by number."""
     return tensors
 
@@ -63,15 +63,17 @@ class Arithmetic(NamedTuple):
       now: whether what does not depend on the image is computed while tracing.
     """
 
-    activation: Callable[[Point, Array], Tensor] = real_activation
+    activation: Callable[[QuantizedTensor, Array], Tensor] = real_activation
     weight: Callable[[Weight, Array, Tensor, Array | None], Tensor] = real_weight
     linear: Callable[[Op, str, Weight | None, list[Tensor]], Array] = plainly
     again: Callable[[Grid, Array], Array] = same
-    requantized: Callable[[Point, list[Tensor]], list[Tensor]] = untouched
+    requantized: Callable[[QuantizedTensor, list[Tensor]], list[Tensor]] = untouched
     now: bool = False
 
 
-def run(graph: Graph, plan: Plan, args: list[Any], arithmetic: Arithmetic) -> Any:
+def run(
+    graph: OpGraph, plan: QuantizationPlan, args: list[Any], arithmetic: Arithmetic
+) -> Any:
     """The results of a graph, every planned tensor quantized.
 
     Args:
@@ -119,7 +121,7 @@ def run(graph: Graph, plan: Plan, args: list[Any], arithmetic: Arithmetic) -> An
     return jax.tree.unflatten(graph.out_tree, leaves)
 
 
-def _tiles(graph: Graph) -> set[int]:
+def _tiles(graph: OpGraph) -> set[int]:
     """Images cut into tiles for a maximum: exporters want to see both at once."""
     readers = [(v, op.kind) for op in graph.ops for v in op.inputs]
     others = {v for v, kind in readers if kind != "select"} | set(graph.outputs)
@@ -139,7 +141,11 @@ def _fixed(op: Op, tensors: list[Tensor], arithmetic: Arithmetic) -> list[Array]
 
 
 def _linear(
-    op: Op, number: int, plan: Plan, values: dict[int, Tensor], arithmetic: Arithmetic
+    op: Op,
+    number: int,
+    plan: QuantizationPlan,
+    values: dict[int, Tensor],
+    arithmetic: Arithmetic,
 ) -> Array:
     weight, tensors = plan.weights.get(number), [values[n] for n in op.inputs]
     if weight:

@@ -94,7 +94,7 @@ def _with(evaluate: Callable[[Tokens, int], Any], effort: int) -> Evaluate:
     return lambda tokens: evaluate(tokens, effort)
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """How many candidates of a list were proposed."""
 
     proposed: int
@@ -108,11 +108,11 @@ def in_order(candidates: Sequence[Tokens]) -> Controller:
     """
     candidates = [tuple(map(int, tokens)) for tokens in candidates]
 
-    def propose(state: Place, feasible: Feasible) -> tuple[Tokens, Place]:
+    def propose(state: Position, feasible: Feasible) -> tuple[Tokens, Position]:
         tokens = candidates[state.proposed % len(candidates)]
-        return tokens, Place(state.proposed + 1)
+        return tokens, Position(state.proposed + 1)
 
     settings = {"controller": "in order", "candidates": candidates}
     return Controller(
-        lambda seed: Place(0), propose, lambda state, tokens, reward: state, settings
+        lambda seed: Position(0), propose, lambda state, tokens, reward: state, settings
     )

@@ -15,7 +15,7 @@ STEM, LAST = 16, 320
 SQUEEZE = 4  # squeeze-and-excite has a quarter of the channels inside
 
 
-class Group(NamedTuple):
+class GroupChoices(NamedTuple):
     """One group of blocks: what its six tokens say."""
 
     expansion: int
@@ -41,7 +41,7 @@ class SqueezeExcite(nn.Module):
 class Inverted(nn.Module):
     """Widen by a 1x1 convolution, depthwise, perhaps squeeze-excite, narrow."""
 
-    group: Group
+    group: GroupChoices
     strides: int
     train: bool
 
@@ -59,7 +59,7 @@ class Inverted(nn.Module):
         return x + y if g.shortcut and same else y
 
 
-class Point(nn.Module):
+class ConvNormRelu(nn.Module):
     """A convolution, BatchNorm and ReLU: the stem, and the last one."""
 
     width: int
@@ -77,21 +77,21 @@ class Point(nn.Module):
 class FreeMobileNet(nn.Module):
     """A stem, five groups of inverted residuals, a last convolution, the head."""
 
-    groups: Sequence[Group]
+    groups: Sequence[GroupChoices]
     stem_strides: int
     classes: int
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         """Logits and taps."""
-        x = Point(STEM, 3, self.stem_strides, train, name="stem")(x)
+        x = ConvNormRelu(STEM, 3, self.stem_strides, train, name="stem")(x)
         taps = {"stem": x}
         for i, group in enumerate(self.groups, start=1):
             for j in range(1, group.depth + 1):
                 strides = STRIDES[i - 1] if j == 1 else 1
                 x = Inverted(group, strides, train, name=f"stage{i}_block{j}")(x)
             taps[f"stage{i}"] = x
-        x = Point(LAST, 1, 1, train, name="last")(x)
+        x = ConvNormRelu(LAST, 1, 1, train, name="last")(x)
         x = taps["pooled"] = global_mean(x)
         return head(self.classes, None)(x), taps
 
@@ -130,12 +130,14 @@ def mobilenet_space(classes: int, *, stem_strides: int = 1) -> Space:
     choices: dict[str, tuple[int, ...]] = {}
     for i, widths in enumerate(WIDTHS, start=1):
         each = (3, 4, 5, 6), widths, (1, 2, 3), (3, 5), (0, 1), (0, 1)
-        names = (f"stage{i}_{field}" for field in Group._fields)
+        names = (f"stage{i}_{field}" for field in GroupChoices._fields)
         choices |= dict(zip(names, each, strict=True))
 
     def build(**values: Any) -> Net:
         groups = tuple(
-            Group(*(values[f"stage{i}_{field}"] for field in Group._fields))
+            GroupChoices(
+                *(values[f"stage{i}_{field}"] for field in GroupChoices._fields)
+            )
             for i in range(1, len(WIDTHS) + 1)
         )
         return from_linen(FreeMobileNet(groups, stem_strides, classes))
@@ -148,6 +150,6 @@ def mobilenet_base() -> dict[str, int]:
     """The middle of `mobilenet_space`: expansion 6, kernel 3, with shortcuts."""
     usual: dict[str, int] = {}
     for i, widths in enumerate(WIDTHS, start=1):
-        group = Group(6, widths[1], 2, 3, 1, 0)
+        group = GroupChoices(6, widths[1], 2, 3, 1, 0)
         usual |= {f"stage{i}_{k}": v for k, v in group._asdict().items()}
     return usual

@@ -96,7 +96,7 @@ def run(
     with journals.opened(journal, identity) as (lines, append):
         known = {trial.tokens: trial for trial in map(_trial, lines)}
         _all_feasible(known, feasible, journal)
-        desk = _Desk(evaluate, executor, append, progress, known, {})
+        desk = _Sequence(evaluate, executor, append, progress, known, {})
         try:
             found = _loop(controller, desk, budget, feasible, seed, ahead, repeats)
         finally:
@@ -132,7 +132,7 @@ def _loop(controller, desk, budget, feasible, seed, ahead, repeats) -> list[Tria
     return [desk.wait_for(tokens) for tokens in order]
 
 
-class _Desk(NamedTuple):
+class _Sequence(NamedTuple):
     """What is known, and what is under way."""
 
     evaluate: Evaluate

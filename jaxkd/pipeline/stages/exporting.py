@@ -234,7 +234,7 @@ def verify(path: pathlib.Path) -> None:
                 )
 
 
-def _row(report: export.Report, path: pathlib.Path) -> dict[str, Any]:
+def _row(report: export.ExportReport, path: pathlib.Path) -> dict[str, Any]:
     return {
         "path": path.name,
         "format": report.format,

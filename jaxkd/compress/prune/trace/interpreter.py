@@ -11,14 +11,14 @@ from jaxkd.compress.prune.trace.labels import (
     Equation,
     Ledger,
     Product,
-    Value,
+    Traced,
     constant,
 )
 
 
 def interpret(
-    ledger: Ledger, program: jaxpr.Program, args: list[Value], scope: str = ""
-) -> list[Value]:
+    ledger: Ledger, program: jaxpr.Program, args: list[Traced], scope: str = ""
+) -> list[Traced]:
     """Return the values of a program's results; write all that it ties to the ledger.
 
     Args:
@@ -36,13 +36,13 @@ def interpret(
     return [known[i] for i in program.outputs]
 
 
-def _constant(ledger: Ledger, value: Any) -> Value:
+def _constant(ledger: Ledger, value: Any) -> Traced:
     if np.shape(value) == () and np.asarray(value).dtype.kind in "biuf":
-        return Value((), float(value))
+        return Traced((), float(value))
     return constant(ledger, np.shape(value), "a constant array")
 
 
-def _step(ledger, program, step, values, scope) -> list[Value]:
+def _step(ledger, program, step, values, scope) -> list[Traced]:
     equation = Equation(
         step.name,
         step.params,
@@ -78,8 +78,8 @@ def _check_lengths(equation, value, shape):
 
 
 def _scan(
-    ledger: Ledger, equation: Equation, body: jaxpr.Program, values: list[Value]
-) -> list[Value]:
+    ledger: Ledger, equation: Equation, body: jaxpr.Program, values: list[Traced]
+) -> list[Traced]:
     """Walk over a loop; a carried value has the same labels in every iteration."""
     loop = jaxpr.scan(equation.params)
     length, consts, carries = loop.length, loop.constants, loop.carry
@@ -109,10 +109,10 @@ def _scan(
     return [*carried, *rest]
 
 
-def _carry(ledger: Ledger, value: Value, shape: tuple[int, ...]) -> Value:
+def _carry(ledger: Ledger, value: Traced, shape: tuple[int, ...]) -> Traced:
     """Return what is known in every iteration: the labels, and no more."""
     axes = tuple(
         Axis(ledger.fresh(n)) if a.labels is None and n > 1 else Axis(a.labels)
         for a, n in zip(value.axes, shape, strict=True)
     )
-    return Value(axes, learned=False)
+    return Traced(axes, learned=False)

@@ -33,7 +33,7 @@ class Axis(NamedTuple):
         return self.labels is not None and bool((self.labels >= 0).any())
 
 
-class Value(NamedTuple):
+class Traced(NamedTuple):
     """What is known of an array of the program.
 
     Attributes:
@@ -124,7 +124,7 @@ class Ledger:
     contracted: list[np.ndarray] = dataclasses.field(default_factory=list)
     inexact: list[str] = dataclasses.field(default_factory=list)
     times: int = 1
-    trace: list[tuple[Equation, list[Value]]] = dataclasses.field(default_factory=list)
+    trace: list[tuple[Equation, list[Traced]]] = dataclasses.field(default_factory=list)
 
     def fresh(self, length: int) -> np.ndarray:
         """Return `length` new labels."""
@@ -164,13 +164,15 @@ class Ledger:
         return axis.labels
 
 
-def constant(ledger: Ledger, shape: tuple[int, ...], reason: str, **known) -> Value:
+def constant(ledger: Ledger, shape: tuple[int, ...], reason: str, **known) -> Traced:
     """An array with nothing to drop, because of `reason`."""
     why = ledger.stay(reason) if shape else 0
     axes = tuple(Axis(np.full(n, why)) if n > 1 else Axis() for n in shape)
-    return Value(axes, **known)
+    return Traced(axes, **known)
 
 
-def variable(ledger: Ledger, shape: tuple[int, ...]) -> Value:
+def variable(ledger: Ledger, shape: tuple[int, ...]) -> Traced:
     """An array whose every index may be dropped, for all that is known yet."""
-    return Value(tuple(Axis(ledger.fresh(n), True) if n > 1 else Axis() for n in shape))
+    return Traced(
+        tuple(Axis(ledger.fresh(n), True) if n > 1 else Axis() for n in shape)
+    )

@@ -14,12 +14,12 @@ from jaxkd.compress.prune.trace.labels import (
     Axis,
     Equation,
     Ledger,
-    Value,
+    Traced,
     constant,
 )
 from jaxkd.compress.prune.trace.sums import along, conv, dot, over, reduce, window
 
-Rule = Callable[[Ledger, Equation, list[Value]], list[Value]]
+Rule = Callable[[Ledger, Equation, list[Traced]], list[Traced]]
 
 # f(0) = 0: a dropped index stays zero.
 THROUGH_ZERO = (
@@ -40,7 +40,9 @@ POLES = {"log", "rsqrt", "lgamma", "digamma", "acosh"}  # not finite at zero
 SAME_NUMBER = {"convert_element_type", "stop_gradient", "copy", "reduce_precision"}
 
 
-def elementwise(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def elementwise(
+    ledger: Ledger, equation: Equation, values: list[Traced]
+) -> list[Traced]:
     """Operands share their labels; scalars and uniform axes ask for nothing."""
     shape, name = equation.outputs[0], equation.name
     full = [v for v in values if len(v.axes) == len(shape)]
@@ -61,16 +63,16 @@ def elementwise(ledger: Ledger, equation: Equation, values: list[Value]) -> list
     if name == "div" and total is not None and values[1].number == total.terms:
         over(ledger, total.axes, total.reason)
     number = full[0].number if name in SAME_NUMBER and full else None
-    out = Value(tuple(axes), number, all(v.learned for v in values))
+    out = Traced(tuple(axes), number, all(v.learned for v in values))
     return [out] * len(equation.outputs)
 
 
-def _zeros(k: int, values: list[Value]) -> list[bool]:
+def _zeros(k: int, values: list[Traced]) -> list[bool]:
     """Of each operand, whether dropped indices of axis k are zero."""
     return [v.number == 0 or (k < len(v.axes) and v.axes[k].zero) for v in values]
 
 
-def _infinite(equation: Equation, k: int, values: list[Value]) -> bool:
+def _infinite(equation: Equation, k: int, values: list[Traced]) -> bool:
     """Whether dropped indices of axis k are infinite or NaN in the result."""
     zero, name = _zeros(k, values), equation.name
     if name == "div":
@@ -82,7 +84,7 @@ def _infinite(equation: Equation, k: int, values: list[Value]) -> bool:
     return zero[0] and name in POLES
 
 
-def _zero(equation: Equation, k: int, values: list[Value]) -> bool:
+def _zero(equation: Equation, k: int, values: list[Traced]) -> bool:
     """Whether dropped indices of axis k are zero in the result."""
     zero, name = _zeros(k, values), equation.name
     if name in ("mul", "and"):
@@ -107,7 +109,7 @@ def _zero(equation: Equation, k: int, values: list[Value]) -> bool:
     return name in THROUGH_ZERO and zero[0]
 
 
-def reshape(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def reshape(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Axes that merge or split; see `_regroup`."""
     (x,), (before,), (after,) = values, equation.inputs, equation.outputs
     axes = [Axis()] * len(after)
@@ -183,8 +185,8 @@ def _split(ledger, equation, labels, zero, stuck) -> list[Axis]:
 
 
 def broadcast_in_dim(
-    ledger: Ledger, equation: Equation, values: list[Value]
-) -> list[Value]:
+    ledger: Ledger, equation: Equation, values: list[Traced]
+) -> list[Traced]:
     """New axes are uniform."""
     x = values[0]
     axes = [Axis()] * len(equation.outputs[0])
@@ -194,20 +196,20 @@ def broadcast_in_dim(
     return [x._replace(axes=tuple(axes))]
 
 
-def transpose(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def transpose(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Axes in another order."""
     x = values[0]
     return [x._replace(axes=tuple(x.axes[k] for k in equation.params["permutation"]))]
 
 
-def squeeze(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def squeeze(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Axes of length one go."""
     gone = equation.params["dimensions"]
     axes = tuple(a for k, a in enumerate(values[0].axes) if k not in gone)
     return [values[0]._replace(axes=axes)]
 
 
-def rev(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def rev(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Axes turned round."""
     x, turned = values[0], equation.params["dimensions"]
     flip = lambda a: a if a.labels is None else a._replace(labels=a.labels[::-1])
@@ -215,14 +217,16 @@ def rev(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
     return [x._replace(axes=tuple(axes))]
 
 
-def tile(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def tile(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Each axis is repeated as a whole, `reps` times."""
     again = lambda a, n: a if a.labels is None else Axis(np.tile(a.labels, n), a.zero)
     pairs = zip(values[0].axes, equation.params["reps"], strict=True)
     return [values[0]._replace(axes=tuple(again(a, n) for a, n in pairs))]
 
 
-def concatenate(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def concatenate(
+    ledger: Ledger, equation: Equation, values: list[Traced]
+) -> list[Traced]:
     """Labels one behind the other."""
     d = equation.params["dimension"]
     axes = []
@@ -240,10 +244,10 @@ def concatenate(ledger: Ledger, equation: Equation, values: list[Value]) -> list
             ledger.tie(known[0], other)
         zero = all(a.zero for a in each)
         axes.append(Axis(known[0], zero) if known else Axis())
-    return [Value(tuple(axes), learned=all(v.learned for v in values))]
+    return [Traced(tuple(axes), learned=all(v.learned for v in values))]
 
 
-def slice_(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def slice_(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """A part of an axis is cut out; of channels only equal sections, if allowed."""
     x, p = values[0], equation.params
     steps = p["strides"] or (1,) * len(x.axes)
@@ -272,7 +276,7 @@ def _part(ledger, equation, axis, part: slice) -> Axis:
     return axis._replace(labels=axis.labels[part])
 
 
-def split(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def split(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Slices one behind the other."""
     x, d = values[0], equation.params["axis"]
     ends = np.cumsum([0, *equation.params["sizes"]])
@@ -285,7 +289,7 @@ def split(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value
     return out
 
 
-def pad(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def pad(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """What is put around channels stays; the channels themselves are free."""
     x, value = values
     axes = []
@@ -304,10 +308,10 @@ def pad(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
             labels = np.pad(labels, (low, high), constant_values=why)
             axes.append(Axis(labels, axis.zero))
     learned = x.learned and value.learned
-    return [Value(tuple(axes), learned=learned)]
+    return [Traced(tuple(axes), learned=learned)]
 
 
-def gather(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def gather(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Axes that are taken whole pass; those that are indexed must stay."""
     x, indices = values
     numbers = equation.params["dimension_numbers"]
@@ -325,12 +329,12 @@ def gather(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Valu
         else:
             ledger.fix([axis], equation.at("it is indexed"))
     ledger.fix(indices.axes, equation.at("used as indices"))
-    return [Value(tuple(out), learned=x.learned and indices.learned)]
+    return [Traced(tuple(out), learned=x.learned and indices.learned)]
 
 
 def dynamic_slice(
-    ledger: Ledger, equation: Equation, values: list[Value]
-) -> list[Value]:
+    ledger: Ledger, equation: Equation, values: list[Traced]
+) -> list[Traced]:
     """Axes that are taken whole pass."""
     axes = list(values[0].axes)
     for k, n in enumerate(equation.outputs[0]):
@@ -338,18 +342,18 @@ def dynamic_slice(
             ledger.fix([axes[k]], equation.at("a part of it is cut out"))
             axes[k] = constant(ledger, (n,), equation.at("positions")).axes[0]
     learned = all(v.learned for v in values)
-    return [Value(tuple(axes), learned=learned)]
+    return [Traced(tuple(axes), learned=learned)]
 
 
-def iota(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def iota(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Numbers along one axis: positions."""
     axes = [Axis()] * len(equation.outputs[0])
     k = equation.params["dimension"]
     axes[k] = constant(ledger, equation.outputs[0], equation.at("numbered")).axes[k]
-    return [Value(tuple(axes))]
+    return [Traced(tuple(axes))]
 
 
-def unknown(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def unknown(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """All channels that enter must stay."""
     for value in values:
         ledger.fix(value.axes, equation.at("an operation without a rule"))

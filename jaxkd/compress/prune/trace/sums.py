@@ -10,14 +10,14 @@ from jaxkd.compress.prune.trace.labels import (
     Ledger,
     Product,
     Total,
-    Value,
+    Traced,
     constant,
 )
 
 WINDOW = "the window of a convolution"
 
 
-def conv(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def conv(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Sums over input channels; depthwise and grouped ones tie outputs to inputs."""
     x, kernel = values
     (x_shape, k_shape), (out_shape,) = equation.inputs, equation.outputs
@@ -47,7 +47,7 @@ def conv(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]
     out[numbers.out_spec[0]] = x.axes[batch]
     zero = outs.zero or (groups > 1 and k_shape[i] == 1 and x_in.zero)
     out[numbers.out_spec[1]] = outs._replace(zero=zero)
-    return [Value(tuple(out), learned=x.learned and kernel.learned)]
+    return [Traced(tuple(out), learned=x.learned and kernel.learned)]
 
 
 def _grouped(ledger, equation, groups, x, kernel, outs):
@@ -63,7 +63,7 @@ def _grouped(ledger, equation, groups, x, kernel, outs):
         ledger.tie(rows[:1], rows)
 
 
-def dot(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def dot(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Sums over contracted axes; the others pass."""
     left, right = values
     contracted, batched = equation.params["dimension_numbers"]
@@ -86,7 +86,7 @@ def dot(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
         a, b = left.axes[i], right.axes[j]
         summed.append((b if a.labels is None else a, equation.inputs[0][i]))
     _count(ledger, 1, [*zip(axes, lengths, strict=True), *summed])
-    return [Value(tuple(axes), learned=left.learned and right.learned)]
+    return [Traced(tuple(axes), learned=left.learned and right.learned)]
 
 
 def _contract(ledger, equation, a, b):
@@ -121,7 +121,7 @@ def over(ledger: Ledger, axes, reason: str) -> None:
         ledger.inexact.append(reason)
 
 
-def reduce(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def reduce(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Reduced axes go; channels among them must stay, unless allowed otherwise.
 
     A sum is exact where dropped channels are zero; a mean is not (see `Total`).
@@ -137,13 +137,13 @@ def reduce(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Valu
         else:
             over(ledger, axes, reason)
     learned = all(v.learned for v in values)
-    out = Value(keep(values[0]), values[0].number, learned, total)
+    out = Traced(keep(values[0]), values[0].number, learned, total)
     if equation.name in ("reduce_sum", "reduce_prod") and values[0].number != 0:
         out = out._replace(number=None)
     return [out] * len(equation.outputs)
 
 
-def along(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def along(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Cumulative operations and sorting, along one axis."""
     p = equation.params
     k = p["dimension"] if equation.name == "sort" else p["axis"]
@@ -152,7 +152,7 @@ def along(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value
     return [v._replace(number=None) for v in values][: len(equation.outputs)]
 
 
-def window(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Value]:
+def window(ledger: Ledger, equation: Equation, values: list[Traced]) -> list[Traced]:
     """Pooling: axes with a window of one pass."""
     x, p = values[0], equation.params
     out = list(constant(ledger, equation.outputs[0], equation.at("positions")).axes)
@@ -162,4 +162,4 @@ def window(ledger: Ledger, equation: Equation, values: list[Value]) -> list[Valu
             out[k] = axis
         else:
             ledger.fix([axis], equation.at("pooling along it"))
-    return [Value(tuple(out), learned=x.learned)] * len(equation.outputs)
+    return [Traced(tuple(out), learned=x.learned)] * len(equation.outputs)
