@@ -2,6 +2,7 @@
 
 from jaxkd.models.cnn import CNNS, Cnn, cnn
 from jaxkd.models.convolution import conv_general_dilated, plain_convolutions
+from jaxkd.models.efficientnet import EFFICIENTNETS, EfficientNet, efficientnet
 from jaxkd.models.imagenet_resnet import (
     IMAGENET_RESNETS,
     ImagenetResNet,
@@ -10,6 +11,7 @@ from jaxkd.models.imagenet_resnet import (
 from jaxkd.models.mlp import MLPS, Mlp, mlp
 from jaxkd.models.mobilenet_v1 import MOBILENETS_V1, MobileNetV1, mobilenet_v1
 from jaxkd.models.mobilenet_v2 import MOBILENETS_V2, MobileNetV2, mobilenet_v2
+from jaxkd.models.mobilenet_v3 import MOBILENETS_V3, MobileNetV3, mobilenet_v3
 from jaxkd.models.net import Net, from_foreign, from_linen
 from jaxkd.models.pooling import max_pool
 from jaxkd.models.resnet import RESNETS, ResNet, resnet
@@ -31,10 +33,12 @@ from jaxkd.models.zoo import ZOO
 
 __all__ = [
     "CNNS",
+    "EFFICIENTNETS",
     "IMAGENET_RESNETS",
     "MLPS",
     "MOBILENETS_V1",
     "MOBILENETS_V2",
+    "MOBILENETS_V3",
     "RESNETS",
     "SHUFFLENETS_V1",
     "SHUFFLENETS_V2",
@@ -43,10 +47,12 @@ __all__ = [
     "WRNS",
     "ZOO",
     "Cnn",
+    "EfficientNet",
     "ImagenetResNet",
     "Mlp",
     "MobileNetV1",
     "MobileNetV2",
+    "MobileNetV3",
     "Net",
     "Preprocessing",
     "Report",
@@ -60,6 +66,7 @@ __all__ = [
     "WideResNet",
     "cnn",
     "conv_general_dilated",
+    "efficientnet",
     "from_foreign",
     "from_linen",
     "imagenet_resnet",
@@ -68,6 +75,7 @@ __all__ = [
     "mlp",
     "mobilenet_v1",
     "mobilenet_v2",
+    "mobilenet_v3",
     "plain_convolutions",
     "preprocessing",
     "resnet",

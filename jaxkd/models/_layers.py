@@ -1,7 +1,8 @@
 """Layers that every network of the zoo is made of, in PyTorch's conventions.
 
 Padding is the same on both sides (linen's "SAME" with stride 2 pads only the far side),
-BatchNorm keeps 0.9 of its running statistics and adds 1e-5 to the variance, and kernels
+BatchNorm keeps 0.9 of its running statistics and adds 1e-5 to the variance (networks
+whose weights were trained with other numbers say so), and kernels
 start from He's normal distribution by fan-out.
 """
 
@@ -28,15 +29,19 @@ def conv(
     name: str,
     groups: int = 1,
     use_bias: bool = False,
+    same: bool = False,
     dtype: Any = None,
 ) -> nn.Conv:
-    """A square convolution, padded so that stride 1 keeps the size."""
+    """A square convolution, padded so that stride 1 keeps the size.
+
+    `same` pads as TensorFlow does: with stride 2 an odd pixel is at the far side.
+    """
     reach = (window - 1) // 2
     return nn.Conv(
         features,
         (window, window),
         strides,
-        padding=((reach, reach), (reach, reach)),
+        padding="SAME" if same else ((reach, reach), (reach, reach)),
         feature_group_count=groups,
         use_bias=use_bias,
         dtype=dtype,
@@ -46,7 +51,9 @@ def conv(
     )
 
 
-def norm(train: bool, *, name: str, dtype: Any = None) -> nn.BatchNorm:
+def norm(
+    train: bool, *, name: str, epsilon: float = 1e-5, dtype: Any = None
+) -> nn.BatchNorm:
     """BatchNorm over all but the channels; its statistics are always float32.
 
     The running variance is the batch's own (biased), where PyTorch's divides by one
@@ -55,7 +62,7 @@ def norm(train: bool, *, name: str, dtype: Any = None) -> nn.BatchNorm:
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
-        epsilon=1e-5,
+        epsilon=epsilon,
         dtype=dtype,
         name=name,
     )

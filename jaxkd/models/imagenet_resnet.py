@@ -1,5 +1,6 @@
 """Residual networks of four stages: for 224x224 images, or 32x32 by another stem."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,17 @@ IMAGENET_RESNETS: dict[str, dict[str, Any]] = {
     "resnet18": {"blocks": (2, 2, 2, 2)},
     "resnet34": {"blocks": (3, 4, 6, 3)},
     "resnet50": {"blocks": (3, 4, 6, 3), "bottleneck": True},
+    "resnext50_32x4d": {
+        "blocks": (3, 4, 6, 3),
+        "bottleneck": True,
+        "groups": 32,
+        "group_width": 4,
+    },
+    "wide_resnet50_2": {
+        "blocks": (3, 4, 6, 3),
+        "bottleneck": True,
+        "group_width": 128,
+    },
     "resnet18_cifar": {"blocks": (2, 2, 2, 2), "stem": "cifar"},
     "resnet50_cifar": {"blocks": (3, 4, 6, 3), "bottleneck": True, "stem": "cifar"},
 }
@@ -38,6 +50,8 @@ class ImagenetResNet(nn.Module):
     classes: int
     dtype: Any = None
     remat: bool = False
+    groups: int = 1
+    group_width: int = 64
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -52,9 +66,12 @@ class ImagenetResNet(nn.Module):
         kind = Bottleneck if self.bottleneck else BasicBlock
         kind = nn.remat(kind) if self.remat else kind
         for i, blocks in enumerate(self.blocks, start=1):
-            block = lambda i=i, **how: kind(
-                self.width * 2 ** (i - 1), train=train, dtype=self.dtype, **how
-            )
+            width = self.width * 2 ** (i - 1)
+            how = {"train": train, "dtype": self.dtype}
+            if self.bottleneck:
+                inner = width * self.group_width // 64 * self.groups
+                how |= {"inner": inner, "groups": self.groups}
+            block = functools.partial(kind, width, **how)
             widens, strides = i > 1 or self.bottleneck, 1 if i == 1 else 2
             x = residual_stage(x, i, block, blocks, strides, taps, widens=widens)
         taps["unpooled"] = x
@@ -69,6 +86,8 @@ def imagenet_resnet(
     bottleneck: bool = False,
     stem: str = "imagenet",
     width: int = 64,
+    groups: int = 1,
+    group_width: int = 64,
     dtype: Any = None,
     remat: bool = False,
 ) -> Net:
@@ -91,6 +110,9 @@ def imagenet_resnet(
       stem: "imagenet" is a 7x7 convolution and a 3x3 max pooling, both of stride 2;
         "cifar" is a 3x3 convolution of stride 1.
       width: channels of the stem and of the first stage.
+      groups: of the 3x3 convolution in a bottleneck (ResNeXt's cardinality).
+      group_width: channels of a group in the first stage, of 64; more than 64 with one
+        group is a wide residual network.
       dtype: what to compute in, e.g. `jnp.bfloat16`; parameters and batch statistics
         stay float32 and so do the logits. None follows the input.
       remat: keeps a block's input instead of all inside it for the gradient: less
@@ -100,7 +122,8 @@ def imagenet_resnet(
       The network, e.g. `imagenet_resnet(**IMAGENET_RESNETS["resnet50"], classes=1000)`.
 
     Raises:
-      ValueError: if `blocks` are not four positive integers, or the stem is unknown.
+      ValueError: if `blocks` are not four positive integers, the stem is unknown, or
+        blocks that are no bottlenecks should have groups.
 
     Example:
       >>> from jaxkd import cost
@@ -110,10 +133,28 @@ def imagenet_resnet(
     References:
       K. He, X. Zhang, S. Ren, J. Sun. Deep Residual Learning for Image Recognition.
       2016. https://arxiv.org/abs/1512.03385 table 1.
+
+      S. Xie, R. Girshick, P. Dollár, Z. Tu, K. He. Aggregated Residual Transformations
+      for Deep Neural Networks. 2017. https://arxiv.org/abs/1611.05431
+
+      S. Zagoruyko, N. Komodakis. Wide Residual Networks. 2016.
+      https://arxiv.org/abs/1605.07146
     """
-    check_numbers(classes=classes, width=width)
+    check_numbers(classes=classes, width=width, groups=groups, group_width=group_width)
+    if not bottleneck and (groups, group_width) != (1, 64):
+        raise ValueError("groups and group_width are of bottlenecks: bottleneck=True")
     _check.one_of("imagenet", "cifar")("stem", stem)
     blocks = check_length("blocks", blocks, 4)
     return from_linen(
-        ImagenetResNet(blocks, bottleneck, stem, width, classes, dtype, remat)
+        ImagenetResNet(
+            blocks,
+            bottleneck,
+            stem,
+            width,
+            classes,
+            dtype,
+            remat,
+            groups,
+            group_width,
+        )
     )

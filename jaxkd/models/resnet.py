@@ -51,20 +51,29 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride) and 1x1 to four times the width, and a shortcut."""
+    """1x1, 3x3 (with the stride) and 1x1 to four times the width, and a shortcut.
+
+    `inner` channels are between the convolutions, `width` if None; the 3x3 convolution
+    has `groups`.
+    """
 
     width: int
     strides: int
     train: bool
     dtype: Any = None
     projects: bool = False  # said, not seen: pruning may make two widths equal
+    inner: int | None = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x):
         """From the block's input to the sum of the branch and the shortcut."""
-        y = conv(self.width, 1, name="conv1", dtype=self.dtype)(x)
+        inner = self.width if self.inner is None else self.inner
+        y = conv(inner, 1, name="conv1", dtype=self.dtype)(x)
         y = nn.relu(norm(self.train, name="norm1", dtype=self.dtype)(y))
-        y = conv(self.width, 3, self.strides, name="conv2", dtype=self.dtype)(y)
+        y = conv(
+            inner, 3, self.strides, groups=self.groups, name="conv2", dtype=self.dtype
+        )(y)
         y = nn.relu(norm(self.train, name="norm2", dtype=self.dtype)(y))
         y = conv(4 * self.width, 1, name="conv3", dtype=self.dtype)(y)
         y = norm(self.train, name="norm3", dtype=self.dtype)(y)

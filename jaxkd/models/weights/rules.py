@@ -7,7 +7,8 @@ A rule pairs a layer of ours with its name elsewhere::
 A letter in braces stands for a whole number. The right side may compute with them, and
 with what `numbers` counts:
 
-* `{n}` the number of the block (or layer) over all stages, from 0; `{N}` how many;
+* `{n}` the number of the block (or layer) over all stages, from 0; `{N}` how many,
+  `{S}` how many stages;
 * `{p}` the place of the layer among those units of its block that exist, from 0, in
   the order of `Table.units`;
 * `{g}`, `{m}` the group of the block and its place in the group, from 0; a group
@@ -44,7 +45,7 @@ class Rule(NamedTuple):
       theirs: its name; of several, each is a part of our layer's outputs, in order.
       optional: whether networks of the family may be without it.
       layout: "column" if theirs has two axes of length 1 at the end; "rows" if a dense
-        layer is [inputs, outputs] there.
+        layer is [inputs, outputs] there; "1x1" if it is a convolution.
     """
 
     ours: str
@@ -62,6 +63,7 @@ class Table(NamedTuple):
       rules: the first that fits a layer counts.
       units: the order of the layers in a block, for `{p}`.
       ignored: pattern of names that hold nothing to learn, such as counters.
+      stages: how many a network of the family has; 0 for any number.
     """
 
     sources: tuple[str, ...]
@@ -69,6 +71,7 @@ class Table(NamedTuple):
     rules: tuple[Rule, ...]
     units: tuple[str, ...] = ()
     ignored: str = ""
+    stages: int = 0
 
     @property
     def name(self) -> str:
@@ -114,6 +117,8 @@ def places(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Place] | None
       shapes: of the network's leaves, by their paths.
     """
     counted = numbers(shapes, table.units)
+    if table.stages not in (0, *(known["S"] for known in counted.values())):
+        return None
     patterns = [(rule, _pattern(rule.ours)) for rule in table.rules]
     used, found = set(), {}
     for path in shapes:
@@ -167,7 +172,7 @@ def numbers(
       units: beginnings of the layers' names in a block, in order.
 
     Returns:
-      For every layer, the numbers `N`, `n`, `p`, `g` and `m`, as far as it has them.
+      For every layer, the numbers `N`, `S`, `n`, `p`, `g` and `m`, if any.
     """
     layers: dict[str, dict[str, Shape]] = {}
     for path, shape in shapes.items():
@@ -184,10 +189,11 @@ def numbers(
         starts = key[0] != before[0] or _widens(blocks[key])
         group, place = (group + 1, 0) if starts else (group, place + 1)
         counted[key], before = {"n": n, "g": group, "m": place}, key
+    totals = {"N": len(blocks), "S": max((i for i, _ in blocks), default=0)}
     found = {}
     for layer in layers:
         key = _block(layer)
-        found[layer] = {"N": len(blocks)} | (counted[key] if key else {})
+        found[layer] = totals | (counted[key] if key else {})
         here = [u for u in units if key and any(x.startswith(u) for x in blocks[key])]
         unit = layer.partition("/")[2].replace("norm", "conv")
         at = [p for p, u in enumerate(here) if unit.startswith(u)]
@@ -246,6 +252,8 @@ def ours(place: Place, arrays: list[np.ndarray]) -> np.ndarray:
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     if place.layout == "column":
         return array.reshape(array.shape[:1]) if array.size == len(array) else array
+    if place.layout == "1x1" and place.leaf == "kernel" and array.ndim == 4:
+        return array.reshape(array.shape[:2]).T
     if place.leaf != "kernel" or place.layout == "rows":
         return array
     if array.ndim == 4:
@@ -259,4 +267,6 @@ def theirs(place: Place, leaf: np.ndarray) -> list[np.ndarray]:
         leaf = leaf[:, None, None]
     elif place.leaf == "kernel" and place.layout != "rows":
         leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+    if place.layout == "1x1" and place.leaf == "kernel":
+        leaf = leaf[:, :, None, None]
     return np.split(leaf, len(place.names))
