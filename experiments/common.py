@@ -60,13 +60,31 @@ def load(
     Choose hyper-parameters with `--evaluate-on validation`: a tenth of the training
     images is then measured on and not trained on.
     """
-    where: dict[str, Any] = {"archives": config.archives, "data_dir": config.data_dir}
     rest = "train_rest" if config.evaluate_on == "validation" else "train"
+    images, test = read(config, name, rest, config.evaluate_on)
+    return some(images, train_images), test
+
+
+def load_three(
+    config: Config, name: str, train_images: int | None = None
+) -> tuple[data.Dataset, data.Dataset, data.Dataset]:
+    """Load as `load` does, and the validation images that choices are made on."""
+    splits = "train_rest", "validation", config.evaluate_on
+    images, validation, test = read(config, name, *splits)
+    return some(images, train_images), validation, test
+
+
+def read(config: Config, name: str, *splits: str) -> list[data.Dataset]:
+    """Load splits of a data set."""
+    where: dict[str, Any] = {"archives": config.archives, "data_dir": config.data_dir}
     with refusing("no data"):
-        images = data.load(name, rest, **where)
-        if train_images is not None:
-            images = data.subset(images, train_images, seed=0)
-        return images, data.load(name, config.evaluate_on, **where)
+        return [data.load(name, split, **where) for split in splits]
+
+
+def some(images: data.Dataset, n: int | None) -> data.Dataset:
+    """Return a balanced subset of n images; None is all."""
+    with refusing("images"):
+        return images if n is None else data.subset(images, n, seed=0)
 
 
 def start(

@@ -5,12 +5,10 @@ import dataclasses
 import pytest
 
 from experiments import search as experiment
-from jaxkd import cost
 from jaxkd.compress import search
 
 TINY = experiment.Config(
     dataset="digits",
-    preset="short",
     budget=2,
     candidate_epochs=1,
     epochs=1,
@@ -18,21 +16,16 @@ TINY = experiment.Config(
     seeds=2,
     train_images=300,
     batch_size=50,
+    stem_strides=1,
 )
-
-
-@pytest.mark.parametrize("kind", ["resnet", "mobilenet"])
-def test_the_teacher_is_wider_than_the_base(kind):
-    space, base = experiment.space_of(dataclasses.replace(TINY, space=kind), 10)
-    macs = lambda net: cost.of(net, (32, 32, 3)).macs
-    assert macs(experiment.teacher(space, base)) > 1.4 * macs(space.net(base))
 
 
 @pytest.mark.slow
 def test_what_is_chosen_obeys_the_limit_and_a_search_can_go_on(tmp_path):
-    config = dataclasses.replace(TINY, workers=2, out=str(tmp_path))
-    results = experiment.main(config)
-    assert results["chosen MACs"] <= 0.83 * results["base MACs"]
+    config = dataclasses.replace(TINY, out=str(tmp_path))
+    base, chosen = experiment.main(config)
+    assert chosen["macs"] <= 0.83 * base["macs"]
+    assert len(base["accuracy"]) == len(chosen["accuracy"]) == 2
     (directory,) = (tmp_path / "search").iterdir()
     first = search.trials(directory / "search.jsonl")
     assert len(first) == 2
@@ -44,9 +37,6 @@ def test_what_is_chosen_obeys_the_limit_and_a_search_can_go_on(tmp_path):
     experiment.main(more)
     found = search.trials(directory / "search.jsonl")
     assert found[:2] == first and len(found) == 3
-    for name in ("short", "long"):
-        tested = search.trials(directory / f"{name}.jsonl")
-        assert all(len(trial.info["accuracy"]) == 2 for trial in tested)
 
 
 @pytest.mark.bad_input
