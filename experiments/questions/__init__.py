@@ -1,1 +1,0 @@
-"""When does distillation help? Nine questions, one script each."""
