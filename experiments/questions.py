@@ -28,7 +28,6 @@ import pathlib
 import re
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import optax
 import tyro
@@ -85,8 +84,10 @@ def arms(config: Config, plain: augment.View) -> dict[str, dict[str, Any]]:
         return models.mlp(hidden, classes=10)
 
     if config.question == "temperature":
-        tried = (1.0, 2.0, 5.0, 10.0, 20.0)
-        return {f"T={t:g}": {"spec": to(losses.kd, temperature=t)} for t in tried}
+        return {
+            f"T={t:g}": {"spec": to(losses.kd, temperature=t)}
+            for t in (1.0, 2.0, 5.0, 10.0, 20.0)
+        }
     if config.question == "weights":
         return {
             f"{hard:g} / {1 - hard:.3g}": {
@@ -102,8 +103,8 @@ def arms(config: Config, plain: augment.View) -> dict[str, dict[str, Any]]:
             "MSE, probabilities": {"spec": to(losses.probability_mse)},
         }
     if config.question == "epochs":
-        tried = (max(1, config.epochs // 4), max(1, config.epochs // 2), config.epochs)
-        return {f"{n} epochs": {"epochs": n} for n in dict.fromkeys(tried)}
+        lengths = dict.fromkeys(max(1, config.epochs // by) for by in (4, 2, 1))
+        return {f"{n} epochs": {"epochs": n} for n in lengths}
     if config.question == "capacity":
         large = [(200, 200), (50, 50), (200,), (50,), (10,), ()]
         sizes = [(16, 16), (16,), (4,), ()] if digits else large
@@ -120,8 +121,8 @@ def arms(config: Config, plain: augment.View) -> dict[str, dict[str, Any]]:
         return {"none": {}} | {name: {"view": view} for name, view in views.items()}
     if config.question == "teacher":
         n = config.teacher_epochs
-        tried = (1, max(1, n // 2), n, 2 * n)
-        return {f"{n} epochs": {"teacher_epochs": n} for n in dict.fromkeys(tried)}
+        lengths = dict.fromkeys((1, max(1, n // 2), n, 2 * n))
+        return {f"{n} epochs": {"teacher_epochs": n} for n in lengths}
     return {"distilled": {}}
 
 
@@ -162,7 +163,7 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
     # Teachers, by their epochs, with the logits that students and measurements need.
     kept = pathlib.Path(config.out) / "questions" / "teachers"
     size, n_whole = config.teacher_batch_size, len(whole.images)
-    taught: dict[int, tuple[train.Run, jax.Array, jax.Array]] = {}
+    taught: dict[int, tuple[train.Run, np.ndarray, np.ndarray]] = {}
     for epochs in {
         arm.get("teacher_epochs", config.teacher_epochs): 0 for arm in tried.values()
     }:
@@ -175,11 +176,12 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
             name=f"teacher, {epochs} epochs",
             **options,
         )
-        logits = (
-            train.cache_teacher(distill.frozen(teacher), run.seed(0), part, view=view)
+        frozen, variables = distill.frozen(teacher), run.seed(0)
+        on_seen, on_test = (
+            train.cache_teacher(frozen, variables, part, view=view)
             for part in (seen, test)
         )
-        taught[epochs] = (run, *logits)
+        taught[epochs] = run, on_seen, on_test
 
     # Plain and distilled students of each arm, and what is measured of them.
     results: dict[str, dict[str, Any]] = {}

@@ -61,7 +61,7 @@ def litert_or_xla(
                 folded, params, state, path, image_shape=image_shape, quantize="dynamic"
             )
     path = stem.with_name(f"{stem.name}.stablehlo")
-    if not dynamic:
+    if own is None or not dynamic:
         return stablehlo(net, params, state, path, image_shape=image_shape)
     apply, held = integer(net, params, state, own)
     each = lambda image: apply(held, image[None])[0]
