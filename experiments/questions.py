@@ -17,7 +17,7 @@ same batches. Gains are paired. The questions are
 and `experiments.crossdata`: does the gain carry over to other data?
 
     python -m experiments.questions --question temperature --archives DIR
-    python -m experiments.questions --question temperature --dataset digits
+    python -m experiments.questions --dataset digits --student-images 200 --epochs 100
 
 The teachers are kept under OUT/questions/teachers for the other questions. Needs the
 official archives: in DIR, or from the network; digits needs none.

@@ -12,7 +12,7 @@ from jaxkd.compress.quantize.net import RANGES
 from jaxkd.export import network
 from jaxkd.export._stablehlo import stablehlo
 from jaxkd.export._tflite import tflite
-from jaxkd.export.write import Report
+from jaxkd.export.write import ExportReport
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -27,7 +27,7 @@ def litert_or_xla(
     *,
     image_shape: Sequence[int],
     folded: Net | None = None,
-) -> Report:
+) -> ExportReport:
     """Write a .tflite file if LiteRT computes what the network does, else a .stablehlo.
 
     LiteRT is used where the extra `litert` is installed and the network is in float, or
