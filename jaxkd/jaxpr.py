@@ -30,6 +30,7 @@ CALLS = {
     "remat2": "jaxpr",
 }
 CUSTOM = {name for name in CALLS if name.startswith("custom_")}
+CUSTOM_JVP = "custom_jvp_call"
 LOOPS = ("scan", "while")
 
 

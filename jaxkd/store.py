@@ -157,8 +157,7 @@ def write_file(
             file.flush()
             os.fsync(file.fileno())
         check(new)
-        os.replace(new, path)
-        sync(path.parent)
+        rename(new, path)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -545,6 +544,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def rename(new: Path, path: Path) -> None:
+    """Give a file or directory its name at once, in place of a file of that name.
+
+    Raises:
+      OSError: if there is a directory at `path` that is not empty.
+    """
+    os.replace(new, path)
+    sync(pathlib.Path(path).parent)
 
 
 def _files_in(folder: pathlib.Path) -> list[str]:

@@ -1,13 +1,11 @@
 """A frozen teacher runs once: its scores of a data set, kept and recognised."""
 
-from jaxkd.cache.recognise import fingerprint
 from jaxkd.cache.replay import replayed, settings, showing
 from jaxkd.cache.scores import Scores, cache_teacher, load, score
 
 __all__ = [
     "Scores",
     "cache_teacher",
-    "fingerprint",
     "load",
     "replayed",
     "score",

@@ -1,6 +1,5 @@
 """Whose scores these are: which teacher's variables, which view, which network."""
 
-import hashlib
 import pathlib
 from typing import Any
 
@@ -14,17 +13,6 @@ from jaxkd.data.augment import View
 from jaxkd.data.dataset import take
 
 PROBED = 32  # examples by which a view and a network are recognised
-
-
-def fingerprint(variables: Any) -> str:
-    """SHA-256 over the paths, types, shapes and values of a tree of arrays."""
-    digest = hashlib.sha256()
-    for key, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        value = np.asarray(leaf)
-        head = f"{jax.tree_util.keystr(key)} {value.dtype} {value.shape}\n"
-        digest.update(head.encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
 
 
 def first(dataset: Dataset) -> Dataset:

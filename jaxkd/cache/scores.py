@@ -100,7 +100,7 @@ def score(
         fields = _compute(say, dataset, kept, np.arange(len(dataset.index)))
         return Scores(kept, classes, views, fields, identity)
     path = pathlib.Path(path)
-    who = recognise.fingerprint(variables)
+    who = files.digest(variables)
     fresh = False
     if not store.exists(path):
         plan = _plan(kept, classes, view, who, identity, len(dataset.index))
@@ -126,7 +126,7 @@ def load(
       path: where `score` kept them.
       dataset: whose scores are wanted; no index twice.
       view: how the student will see the images.
-      teacher: `fingerprint(variables)` of the teacher that is meant.
+      teacher: `store.digest(variables)` of the teacher that is meant.
 
     Returns:
       The scores in the order of `dataset`, memory-mapped if that is the stored order.
@@ -142,7 +142,7 @@ def load(
     manifest, arrays = store.open_arrays(path)
     if manifest["teacher"] != teacher:
         raise ValueError(
-            f"{path} was scored by another teacher: its fingerprint is "
+            f"{path} was scored by another teacher: its digest is "
             f"{manifest['teacher']}, here it is {teacher}; score with this one under "
             "another path"
         )

@@ -23,7 +23,7 @@ import numpy as np
 from jaxkd import store as files
 
 Arrays = dict[str, np.ndarray]
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 
@@ -228,8 +228,7 @@ def _publish(work: pathlib.Path, path: pathlib.Path) -> None:
     files.clean(work)
     for file in [*work.glob("chunk-*.npz"), work / PLAN]:
         file.unlink(missing_ok=True)
-    os.rename(work, path)
-    files.sync(path.parent)
+    files.rename(work, path)
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

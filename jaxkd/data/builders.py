@@ -7,7 +7,6 @@ as a data source, all without TensorFlow.
 """
 
 import io
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -104,7 +103,7 @@ def prepare(
         )
         builder.download_and_prepare(download_config=config)
         try:
-            os.rename(builder.data_dir, target)
+            store.rename(builder.data_dir, target)
         except OSError:
             if not (target / "dataset_info.json").exists():
                 raise

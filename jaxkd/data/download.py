@@ -1,6 +1,5 @@
 """Fetches the official archives, whole and verified or not at all."""
 
-import os
 import pathlib
 import shutil
 import sys
@@ -56,7 +55,7 @@ def _fetch(archive: Archive, folder: pathlib.Path, timeout: float) -> None:
                 f"what came from {archive.url} is not {archive.file} "
                 f"({archive.checksum}): {error}"
             ) from error
-        os.replace(arriving, target)
+        store.rename(arriving, target)
 
 
 def _transfer(url: str, target: pathlib.Path, timeout: float) -> None:

@@ -19,7 +19,7 @@ def tile_window(name: str, called: jaxpr.Program) -> tuple[int, int] | None:
     `jaxkd.models.max_pool` cuts images into tiles and takes the maximum of slices. It
     is recognised by what it does: a maximum of as many cuts as a tile has places.
     """
-    if name != "custom_jvp_call" or len(called.inputs) != 1:
+    if name != jaxpr.CUSTOM_JVP or len(called.inputs) != 1:
         return None
     tiles, out = called.shape(called.inputs[0]), called.shape(called.outputs[0])
     if len(tiles) != 6 or out != (tiles[0], tiles[1], tiles[3], tiles[5]):

@@ -19,7 +19,7 @@ turn, so that the student is told what the teacher said about this very image::
 
     view = offline.replayed(augment.chain(flip(), to_float()), seed=0, views=8)
 
-`score` keeps a folder: `manifest.json` with the fingerprints of teacher, data and
+`score` keeps a folder: `manifest.json` with the digests of teacher, data and
 arrays, and memory-mapped `.npy` files. What does not belong is refused with the reason.
 """
 
@@ -32,14 +32,13 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxkd import data, losses
-from jaxkd.cache import Scores, fingerprint, load, replayed, score, showing
+from jaxkd.cache import Scores, load, replayed, score, showing
 from jaxkd.cache.replay import VIEWS
 from jaxkd.distill import Term
 from jaxkd.types import Batch, Outputs, Params, State
 
 __all__ = [
     "Scores",
-    "fingerprint",
     "load",
     "on_device",
     "on_hard_labels",

@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxkd import _check, checkpoint, store
 from jaxkd.compress.prune.analysis import analyse_net
-from jaxkd.compress.prune.metric import digest
 from jaxkd.compress.prune.plan import Plan
 from jaxkd.compress.prune.resized import resized
 from jaxkd.compress.prune.targets import Measure, Target, target
@@ -93,7 +92,7 @@ def iterative(
     knobs: dict[str, Any] = {"round_to": round_to, "measure": asked(plan, variables)}
     costs = [float(target(plan, kind, fraction=fraction, **knobs).whole)]
     identity = {
-        "variables": digest(variables),
+        "variables": store.digest(variables),
         "target": [kind, fraction, steps, round_to],
         "plan": plan.hash,
     }

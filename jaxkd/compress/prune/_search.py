@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxkd import store
 from jaxkd.compress import search as searches
-from jaxkd.compress.prune.metric import Metric, digest
+from jaxkd.compress.prune.metric import Metric
 from jaxkd.compress.prune.plan import Plan
 from jaxkd.compress.prune.ratios import by_threshold, lowest
 from jaxkd.compress.prune.targets import (
@@ -106,7 +107,7 @@ def search(
     )
     first = [int(np.flatnonzero(w == k)[0]) for w, k in zip(widths, start, strict=True)]
     identity = {
-        "prune": {**metric.settings, "plan": plan.hash, "scores": digest(scores)},
+        "prune": {**metric.settings, "plan": plan.hash, "scores": store.digest(scores)},
         **target.settings,
         "grid": [each.tolist() for each in widths],
         "least": least,

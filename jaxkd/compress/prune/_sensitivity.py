@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkd import store
-from jaxkd.compress.prune.metric import Metric, digest
+from jaxkd.compress.prune.metric import Metric
 from jaxkd.compress.prune.plan import Plan
 from jaxkd.compress.prune.ratios import by_threshold, lowest
 from jaxkd.compress.prune.targets import (
@@ -132,7 +132,7 @@ def curves(
     """
     scores = check_scores(plan, scores)
     ratios = check_ratios("ratios", ratios)
-    settings = {**metric.settings, "plan": plan.hash, "scores": digest(scores)}
+    settings = {**metric.settings, "plan": plan.hash, "scores": store.digest(scores)}
     path = None if file is None else pathlib.Path(file)
     whole, known = _read(path, settings)
     if whole is None:

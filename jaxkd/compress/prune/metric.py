@@ -1,6 +1,5 @@
 """Measure a network without some of its units, by masking and without training."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxkd import _check, _tree, evaluate
+from jaxkd import _check, evaluate, store
 from jaxkd.compress.prune._recalibrated import IMAGES, averaged, momenta
 from jaxkd.compress.prune.plan import Plan
 from jaxkd.data.augment import View
@@ -109,13 +108,13 @@ def masked_metric(
     settings = {
         "metric": name,
         "plan": plan.hash,
-        "variables": digest(variables),
-        "data": digest(chosen),
+        "variables": store.digest(variables),
+        "data": store.digest(chosen),
         "eval_rate": eval_rate,
         "seed": seed,
     }
     if recalibrate_on is not None:
-        settings["recalibrated"] = digest(recalibrate_on)
+        settings["recalibrated"] = store.digest(recalibrate_on)
     of = lambda keep: float(run(keep, variables, chosen, recalibrate_on))
     return Metric(of, settings)
 
@@ -125,13 +124,3 @@ def part(resident: Batch, n: int, seed: int) -> Batch:
     rows = np.random.default_rng(seed).permutation(len(resident["label"]))[:n]
     rows = np.sort(rows)
     return jax.tree.map(lambda a: a[rows], resident)
-
-
-def digest(tree: Any) -> str:
-    """A short hash of the names, shapes and values of a tree's arrays."""
-    found = hashlib.sha256()
-    for path, leaf in _tree.flatten(tree).items():
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{path} {array.dtype} {array.shape}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()[:16]
