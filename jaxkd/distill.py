@@ -33,6 +33,10 @@ from jaxkd.models.net import Net
 from jaxkd.types import Batch, Metrics, Outputs, Params, State
 
 
+def accept(*args: Any) -> None:
+    """Check nothing."""
+
+
 class Term(NamedTuple):
     """One summand of an objective: a pair of pure functions.
 
@@ -40,10 +44,12 @@ class Term(NamedTuple):
       init: `(key, student, teacher, batch) -> (params, state)`, from the two networks'
         Outputs on an example batch.
       apply: `(params, state, student, teacher, batch) -> (loss [batch], state)`.
+      check: `columns -> None`, raises a ValueError if the training data do not fit.
     """
 
     init: Callable[[Array, Outputs, Outputs, Batch], tuple[Params, State]]
     apply: Callable[[Params, State, Outputs, Outputs, Batch], tuple[Array, State]]
+    check: Callable[[Batch], None] = accept
 
 
 Teacher = Callable[[Any, Batch], Outputs]  # (variables, batch) -> outputs
@@ -80,10 +86,14 @@ class Distiller(NamedTuple):
     Attributes:
       init: `(key, teacher_variables, batch) -> TrainState`.
       step: `(TrainState, teacher_variables, batch) -> (TrainState, Metrics)`.
+      check: `(TrainState, columns, batch) -> None`, raises a ValueError if the training
+        data do not fit. `columns` are all of them, or what is known of a stream's;
+        `batch` has the shapes of what the networks see. `train.fit` calls it.
     """
 
     init: Callable[[Array, Any, Batch], TrainState]
     step: Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
+    check: Callable[[TrainState, Batch, Batch], None] = accept
 
 
 def select(inputs: Inputs, batch: Batch) -> Any:
@@ -324,7 +334,7 @@ def fitting(term: Term) -> Term:
             ) from error
         return params, state
 
-    return Term(init, term.apply)
+    return Term(init, term.apply, term.check)
 
 
 def _shapes(outputs: Outputs) -> str:
@@ -373,7 +383,13 @@ def cached(variables: None, batch: Batch) -> Outputs:
             'a cached teacher needs the column "teacher", e.g. from '
             f"train.cache_teacher; there are {sorted(batch)}"
         )
-    return Outputs(batch["teacher"], {})
+    logits = batch["teacher"]
+    if logits.ndim < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(
+            'the column "teacher" must hold logits, floats [n, classes], got '
+            f"{logits.dtype} of shape [n{''.join(f', {s}' for s in logits.shape[1:])}]"
+        )
+    return Outputs(logits, {})
 
 
 def no_teacher(variables: None, batch: Batch) -> Outputs:
@@ -498,4 +514,60 @@ def distiller(
         metrics["norm/grad"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, new_state, opt_state, key), metrics
 
-    return Distiller(init, step)
+    def check(state: TrainState, columns: Batch, batch: Batch) -> None:
+        check_inputs(inputs, batch)
+        check_labels(student, state, columns, batch, inputs=inputs)
+        for _, term in spec.values():
+            term.check(columns)
+
+    return Distiller(init, step, check)
+
+
+def check_inputs(inputs: Inputs, batch: Batch) -> None:
+    """Refuse images as stored, which a view has not made floats of."""
+    for leaf in jax.tree.leaves(select(inputs, batch)):
+        if inputs == "image" and jnp.issubdtype(leaf.dtype, jnp.integer):
+            raise ValueError(
+                f"the network would see images as stored, {leaf.dtype}: pass a view "
+                "that scales them, e.g. view=augment.to_float()"
+            )
+
+
+def check_labels(
+    net: Net,
+    state: TrainState,
+    columns: Batch,
+    batch: Batch,
+    *,
+    inputs: Inputs = "image",
+) -> None:
+    """Refuse class labels that the network has no output for, and data without any.
+
+    Args:
+      net: the network.
+      state: of one training, or of several, stacked.
+      columns: all of the data; without integers as "label", no label is looked at.
+      batch: what the network sees, or shapes.
+      inputs: as in `distiller`.
+    """
+    label = columns.get("label")
+    if "where" in columns and not np.any(columns["where"]):
+        raise ValueError('the column "where" excludes everything')
+    if label is None or not jnp.issubdtype(label.dtype, jnp.integer):
+        return
+    variables = state.student
+    if state.key.ndim:
+        first = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        variables = jax.tree.map(first, variables)
+    run = lambda v, x: net.apply(*v, x, train=False)[0].logits
+    seen = select(inputs, batch)
+    classes = jax.eval_shape(run, variables, seen).shape[-1]
+    if "where" in columns:
+        label = jnp.where(fit_mask(columns["where"], label.shape), label, 0)
+    low, high = int(label.min()), int(label.max())
+    if low < -1 or high >= classes:
+        raise ValueError(
+            f"labels must be in [0, {classes}), the student's outputs, or -1 for an "
+            f"example without one, got {low} to {high}; mask what has no label with a "
+            'boolean column "where"'
+        )

@@ -441,6 +441,14 @@ def with_column(name, column):
             r"one entry for each example, got .*teacher 60",
         ),
         (
+            lambda: learn(
+                columns=with_column("teacher", np.zeros(40, np.float32)),
+                teacher="cached",
+                spec=KD,
+            ),
+            r"column .teacher. must hold logits, floats .*, got float32 of shape \[n\]",
+        ),
+        (
             lambda: learn(columns=with_column("label", np.full(40, 255))),
             r"labels must be in \[0, 5\), .* got 255 to 255",
         ),

@@ -246,3 +246,18 @@ def test_errors_name_what_does_not_fit(world):
     )
     with pytest.raises(ValueError, match="the view is random"):
         train.fit(flipped, start(), variables, with_logits, key=key, epochs=1)
+
+
+@pytest.mark.bad_input
+def test_labels_without_an_output_are_refused_before_training(world):
+    d, epoch, start, variables, resident = world
+    keys = jax.random.split(jax.random.key(0), 2)
+    match = r"labels must be in \[0, 5\), the student's outputs"
+    for wrong in (5, -100):
+        columns = {**resident, "label": resident["label"].at[3].set(wrong)}
+        with pytest.raises(ValueError, match=match):
+            train.fit(epoch, start(), variables, columns, key=keys[0], epochs=1)
+        with pytest.raises(ValueError, match=match):
+            states = starts(d, keys, variables, resident)
+            several = train.over_seeds(epoch)
+            train.fit(several, states, variables, columns, key=keys, epochs=1)

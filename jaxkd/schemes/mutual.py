@@ -95,7 +95,11 @@ def distiller(
         of_each = jax.tree.map(lambda *m: jnp.stack(m), *(m for _, m in stepped))
         return states, _named(of_each)
 
-    return Distiller(init, step)
+    def check(states: Any, columns: Batch, batch: Batch) -> None:
+        for d, state in zip(each, states, strict=True):
+            d.check(state, columns, batch)
+
+    return Distiller(init, step, check)
 
 
 def copies(
@@ -154,7 +158,7 @@ def copies(
         )
         return states, _named(of_each)
 
-    return Distiller(init, step)
+    return Distiller(init, step, d.check)
 
 
 def _said(outputs: Outputs, batch: Batch) -> Outputs:

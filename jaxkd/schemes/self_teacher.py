@@ -98,7 +98,7 @@ def distiller(
         average = jax.tree.map(lambda y, x: _blend(d, y, x), average, new.student)
         return _with_teacher(new, average), metrics
 
-    return Distiller(init, step)
+    return Distiller(init, step, own.check)
 
 
 def decay_at(step: ArrayLike, decay: ArrayLike, mode: str = "warm_up") -> Array:

@@ -93,7 +93,7 @@ def stage_distiller(
         state = _carried(fresh.state, before.state)
         return fresh._replace(params=params, state=state, opt_state=tx.init(params))
 
-    return Distiller(init, d.step)
+    return Distiller(init, d.step, d.check)
 
 
 def _carried(new: Any, old: Any) -> Any:

@@ -77,4 +77,8 @@ def added(terms: Mapping[str, Term]) -> Term:
         each = [losses[name] for name in terms]
         return sum(each[1:], each[0]), new
 
-    return Term(init, apply)
+    def check(columns: Batch) -> None:
+        for term in terms.values():
+            term.check(columns)
+
+    return Term(init, apply, check)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd import _check, losses
-from jaxkd.distill import Term, fitting
+from jaxkd.distill import Term, counted, fitting
 from jaxkd.losses import _feature_math as fm
 from jaxkd.terms import _pairs
 from jaxkd.types import Batch, Outputs, Params, State
@@ -236,7 +236,8 @@ def crd(
         state["seed"] = jax.random.key_data(key)
         return jnp.where(known, loss, jnp.nan), state
 
-    return fitting(Term(init, apply))
+    check = lambda columns: _refuse_unknown(columns, layout)
+    return fitting(Term(init, apply, check))
 
 
 def _refuse(batch: Batch, layout: Rows | None = None) -> None:
@@ -245,8 +246,27 @@ def _refuse(batch: Batch, layout: Rows | None = None) -> None:
         raise ValueError("crd cannot use mixed batches: a blend has no row in a bank")
     if "index" not in batch:
         raise KeyError(f'crd needs the batch\'s "index"; there are {sorted(batch)}')
-    if layout is None or isinstance(batch["index"], jax.core.Tracer):
+    index = batch["index"]
+    if index.ndim != 1 or not jnp.issubdtype(index.dtype, jnp.integer):
+        raise ValueError(
+            'the column "index" must hold one whole number for each example, got '
+            f"{index.dtype} with shape {index.shape}"
+        )
+    if layout is not None:
+        _refuse_unknown(batch, layout)
+
+
+def _refuse_unknown(columns: Batch, layout: Rows) -> None:
+    """Examples that count, and have no row in a bank."""
+    if "index" not in columns or isinstance(columns["index"], jax.core.Tracer):
         return
-    unknown = np.setdiff1d(batch["index"], layout.index)
+    used = np.asarray(columns["index"])
+    if "where" in columns:
+        used = used[np.asarray(counted(columns["where"], columns["index"]))]
+    unknown = np.setdiff1d(used, layout.index)
     if len(unknown):
-        raise ValueError(f"index must hold the batch's examples, not {unknown[:5]}")
+        raise ValueError(
+            f'the column "index" has {len(unknown)} examples that are not in the '
+            f"index= of crd, which has {len(layout.index)}, such as {unknown[:5]}; "
+            "make the term with the index of the data that it is trained on"
+        )

@@ -6,12 +6,11 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from jaxkd import _check, data, distill
 from jaxkd.data import Stream
-from jaxkd.distill import Inputs, Teacher, TrainState
+from jaxkd.distill import Inputs, Teacher
 from jaxkd.models.net import Net
 from jaxkd.types import Batch
 
@@ -97,47 +96,3 @@ def _on_device(examples: data.Dataset | Batch) -> Batch:
     data.count(dict(examples))
     _check.columns(dict(examples))
     return jax.tree.map(jnp.asarray, dict(examples))
-
-
-def check_fit(
-    net: Net, state: TrainState, columns: Batch | Stream, batch: Batch, inputs: Inputs
-) -> None:
-    """Refuse bytes that reach a network, and labels that it has no output for."""
-    seen = distill.select(inputs, batch)
-    for leaf in jax.tree.leaves(seen):
-        if inputs == "image" and jnp.issubdtype(leaf.dtype, jnp.integer):
-            raise ValueError(
-                f"the network would see images as stored, {leaf.dtype}: pass a view "
-                "that scales them, e.g. view=augment.to_float()"
-            )
-    if not isinstance(columns, Stream):
-        check_labels(net, state, columns, batch, inputs)
-    elif columns.source.classes:  # only the number of its classes is known yet
-        last = {"label": np.array([len(columns.source.classes) - 1])}
-        check_labels(net, state, last, batch, inputs)
-
-
-def check_labels(
-    net: Net, state: TrainState, columns: Batch, batch: Batch, inputs: Inputs
-) -> None:
-    """Refuse class labels that the network has no output for, and data without any."""
-    label = columns.get("label")
-    if "where" in columns and not np.any(columns["where"]):
-        raise ValueError('the column "where" excludes everything')
-    if label is None or not jnp.issubdtype(label.dtype, jnp.integer):
-        return
-    variables = state.student
-    if state.key.ndim:
-        variables = jax.tree.map(lambda leaf: leaf[0], variables)
-    seen = distill.select(inputs, batch)
-    run = lambda v, x: net.apply(*v, x, train=False)[0].logits
-    classes = jax.eval_shape(run, variables, seen).shape[-1]
-    if "where" in columns:
-        label = jnp.where(distill.fit_mask(columns["where"], label.shape), label, 0)
-    low, high = int(label.min()), int(label.max())
-    if low < -1 or high >= classes:
-        raise ValueError(
-            f"labels must be in [0, {classes}), the student's outputs, or -1 for an "
-            f"example without one, got {low} to {high}; mask what has no label with a "
-            'boolean column "where"'
-        )

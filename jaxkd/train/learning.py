@@ -202,10 +202,8 @@ def learn(
             keep = Saving(folder, facts, warn, epochs=save_epochs, steps=save_every)
         begun = saving.begin(keep, lambda: init(keys), epochs=epochs, steps=steps)
         state = begun.state
-        if net is not None:
-            given.check_fit(net, state, columns, batch, inputs)
-            if isinstance(measured, dict):
-                given.check_labels(net, state, measured, batch, inputs)
+        if net is not None and isinstance(measured, dict):
+            distill.check_labels(net, state, measured, batch, inputs=inputs)
         if mesh is not None:
             state = meshes.put(state, everywhere)
         program: Any

@@ -120,8 +120,9 @@ def fit(
     Raises:
       FloatingPointError: if a metric is not finite, naming the step and the term. The
         rows of the epochs before it are in the log.
-      ValueError: if the batch is larger than the data, or a record cannot be read,
-        naming it.
+      ValueError: before training, if a label has no output, stored bytes reach the
+        network, or the data do not fit a term; if the batch is larger than the data, or
+        a record cannot be read, naming it.
     """
     if epochs < 0:
         raise ValueError(f"epochs must be >= 0, got {epochs}")
@@ -148,6 +149,7 @@ def fit(
             f"{tuple(place[:2])}"
         )
     _check.whole(1)("save_every", 1 if save_every is None else save_every)
+    program.check(state, examples)
     history: list[logs.Row] = []
     # Of several processes each would stop at another step: there, Ctrl-C just ends it.
     stopping = _loop.interruptible() if alone else nullcontext(threading.Event())

@@ -6,18 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxkd import data, mesh as meshes
+from jaxkd import data, distill, mesh as meshes
 from jaxkd.cache.replay import in_turn, settings
 from jaxkd.data import Stream, stream as streams
 from jaxkd.data.augment import View
 from jaxkd.distill import Distiller, TrainState, without_masked
 from jaxkd.types import Batch, Metrics
 
-Step = Callable[..., tuple[TrainState, Metrics]]
+Check = Callable[[TrainState, Any], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +28,32 @@ class Epoch:
     Attributes:
       run: see `make_epoch`.
       batch_size: examples in a step.
+      check: `(state, resident) -> None`, raises a ValueError if the data do not fit.
     """
 
     run: Callable[..., tuple[TrainState, Metrics]]
     batch_size: int
+    check: Check = distill.accept
 
     def __call__(self, *args: Any) -> tuple[TrainState, Metrics]:
         """Run the epoch, or a part of it."""
+        return self.run(*args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step on a streamed batch, as a pure function.
+
+    Attributes:
+      run: see `make_step`.
+      check: `(state, stream) -> None`, raises a ValueError if the data do not fit.
+    """
+
+    run: Callable[..., tuple[TrainState, Metrics]]
+    check: Check = distill.accept
+
+    def __call__(self, *args: Any) -> tuple[TrainState, Metrics]:
+        """Take the step."""
         return self.run(*args)
 
 
@@ -114,7 +134,11 @@ def make_epoch(
 
         return jax.lax.scan(step, state, (order, keys))
 
-    return Epoch(epoch, batch_size)
+    def check(state: TrainState, resident: Batch) -> None:
+        seen = jax.eval_shape(lambda columns: example(columns, view), resident)
+        distiller.check(state, resident, seen)
+
+    return Epoch(epoch, batch_size, check)
 
 
 def make_step(distiller: Distiller, stream: Stream, *, view: View) -> Step:
@@ -159,7 +183,13 @@ def make_step(distiller: Distiller, stream: Stream, *, view: View) -> Step:
         # Each device keeps an equal part, whatever the view did.
         return distiller.step(state, teacher_variables, meshes.split(seen, stream.mesh))
 
-    return step
+    def check(state: TrainState, stream: Stream) -> None:
+        # Of the labels, only the number of classes is known yet.
+        classes = stream.source.classes
+        known = {"label": np.array([len(classes) - 1])} if classes else {}
+        distiller.check(state, known, example(stream, view))
+
+    return Step(step, check)
 
 
 def _refuse_stored(view: View, batch: Batch) -> None:

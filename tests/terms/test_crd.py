@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import checkpoint
+from jaxkd.terms._pairs import added
 from jaxkd.terms.crd import Rows, crd, draw, find, rows
 from tests.terms import small
 
@@ -173,9 +174,22 @@ def test_errors_name_what_does_not_fit():
         crd(index=INDEX, labels=LABELS[:5])
     with pytest.raises(ValueError, match="negatives must be >= 1"):
         term(negatives=0)
-    with pytest.raises(ValueError, match=r"hold the batch's examples, not \[1000\]"):
+    with pytest.raises(ValueError, match=r'"index" has 1 examples .*\[1000\]'):
         term().init(key, S, T, {**B, "index": B["index"].at[2].set(1000)})
     with pytest.raises(ValueError, match="mixed"):
         term().init(key, S, T, {**B, "label_other": B["label"]})
     with pytest.raises(KeyError, match='"index"'):
         term().init(key, S, T, {"label": B["label"]})
+    for odd in (B["index"].astype(jnp.float32), B["index"][:, None]):
+        with pytest.raises(ValueError, match='column "index" must hold one whole'):
+            jax.eval_shape(term().init, key, S, T, {**B, "index": odd})
+
+
+@pytest.mark.bad_input
+def test_examples_without_a_row_are_refused_unless_a_mask_leaves_them_out():
+    columns = {"index": jnp.asarray([*INDEX, 1000, 1001])}
+    both = added({"a": term(), "b": term()})
+    for check in (term().check, both.check):
+        with pytest.raises(ValueError, match=r'"index" has 2 examples .*\[1000 1001\]'):
+            check(columns)
+        check({**columns, "where": jnp.arange(22) < 20})
