@@ -487,3 +487,33 @@ def test_scores_of_tokens_are_kept_by_position(tmp_path):
     with pytest.raises(ValueError, match="the data was changed"):
         other = texts.replace(ids=(ids + 1) % 7)
         cache.cache_teacher(teacher, weights, other, **how)
+
+
+@pytest.mark.bad_input
+def test_other_scores_under_the_same_variables_are_told_by_how_much(variables, kept):
+    coarse = lambda v, batch: distill.Outputs(teacher(v, batch).logits + 0.25, {})
+    match = (
+        r"by up to 0\.25 in the first \d+ examples .* variables are the same.*another "
+        r"network.*jax_default_matmul_precision.*score again under another path"
+    )
+    with pytest.raises(ValueError, match=match):
+        cache.score(coarse, variables, toys.dataset(), view=toys.view, path=kept)
+
+
+def test_the_difference_from_what_is_kept_is_that_of_the_logits():
+    logits = np.float32([[[1.0, -np.inf, 3.0]], [[2.0, 5.0, -1.0]]])
+    louder = logits + np.float32([[[0.5, 0, 0]], [[0, 0, -2.0]]])
+    for kind, more, expected in (
+        ("soft", {}, 2.0),
+        ("topk", {"k": 2, "temperature": 1.0}, 0.5),
+        ("hard", {}, 0.0),
+    ):
+        kept = keep.kept(kind, more.get("k"), more.get("temperature"), "float32")
+        if kind == "topk":
+            few = keep.reduce(logits[:1, :, [0, 2]], kept)
+            found = keep.compare(kept, few, louder[:1, :, [0, 2]])
+        else:
+            found = keep.compare(kept, keep.reduce(logits, kept), louder)
+        assert found == (expected == 0.0, expected), kind
+    turned = keep.compare(kept, {"teacher_label": np.array([[0], [1]])}, logits)
+    assert turned == (False, 2.0)  # class 0 is 2 below class 2

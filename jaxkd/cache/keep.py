@@ -88,8 +88,15 @@ def reduce(logits: np.ndarray, kept: Kept) -> dict[str, np.ndarray]:
     }
 
 
-def agrees(kept: Kept, fields: dict[str, np.ndarray], logits: np.ndarray) -> bool:
-    """Whether the fields are what is kept of these logits, but for rounding."""
+def compare(
+    kept: Kept, fields: dict[str, np.ndarray], logits: np.ndarray
+) -> tuple[bool, float]:
+    """Compare the fields with what is kept of these logits.
+
+    Returns:
+      Whether they are the same but for rounding, and the largest difference; of "hard",
+      how far the logit of the kept class is from the largest.
+    """
     if kept.kind == "soft":
         stored, now = fields["teacher"], logits
     elif kept.kind == "topk":
@@ -100,4 +107,7 @@ def agrees(kept: Kept, fields: dict[str, np.ndarray], logits: np.ndarray) -> boo
         stored = logits.max(-1, keepdims=True)
         now = np.take_along_axis(logits, index, -1)
     close = 1e-3 if kept.dtype == "float32" else 1e-2
-    return np.allclose(now, np.asarray(stored, np.float32), rtol=close, atol=close)
+    stored = np.asarray(stored, np.float32)
+    with np.errstate(invalid="ignore"):  # -inf of both is no difference
+        apart = np.where(now == stored, 0, np.abs(now - stored))
+    return bool(np.allclose(now, stored, rtol=close, atol=close)), float(apart.max())

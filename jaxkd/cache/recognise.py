@@ -83,8 +83,14 @@ def same_network(
     Variables do not tell a ReLU from a tanh; a few examples do.
     """
     few = {name: array[: len(logits)] for name, array in fields.items()}
-    if not keep.agrees(kept, few, logits):
+    agree, apart = keep.compare(kept, few, logits)
+    if not agree:
+        largest = float(np.abs(logits[np.isfinite(logits)]).max(initial=0))
         raise ValueError(
-            f"{path} was scored by another network with the same variables: its first "
-            "scores differ from the teacher's; score with this one under another path"
+            f"{path} has scores that differ from what the teacher gives now, by up to "
+            f"{apart:.3g} in the first {len(logits)} examples (largest logit "
+            f"{largest:.3g}), though its variables are the same. Either it is another "
+            "network with the same variables, or another device, version or "
+            "jax_default_matmul_precision rounds otherwise than when it was scored: "
+            "restore that setting, or score again under another path"
         )
