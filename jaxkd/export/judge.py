@@ -75,18 +75,27 @@ def judge(
     if quantized:
         step = step or float(np.ptp(wanted)) / 255 or 1.0
         found, most, unit, knob = difference / step, limits.steps, "steps", "steps"
+        limit = most * step
     else:
         found, most = difference / (largest or 1.0), limits.tolerance or 0.0
         unit, knob = "of the largest output", "tolerance"
+        limit = most * (largest or 1.0)
     if not found <= most:
         raise ValueError(
             f"{path} was not written: run by its own runtime, the file differs from "
             f"the network by {difference:.3g}, that is {_above(found, most)} {unit} "
             f"(largest output {largest:.3g}); at most {most:g} {unit} is accepted. "
             "Try another format, or export parts of the network to find the layer"
+            f"{_many(got, wanted, limit)}"
             f"{_accepting(knob, found)}"
         )
     return Verdict(difference, found if quantized else None)
+
+
+def _many(got: np.ndarray, wanted: np.ndarray, most: float) -> str:
+    """On how many inputs the limit is passed: sums near a tie do it on few."""
+    apart = np.abs(got - wanted).reshape(len(got), -1).max(1, initial=0)
+    return f" ({np.sum(~(apart <= most))} of {len(got)} inputs are beyond the limit)"
 
 
 def _above(found: float, most: float) -> str:

@@ -112,7 +112,11 @@ def options(
         and leaves constant arrays that are added or multiplied in float.
       tolerance: how far the outputs of a float file may be from the network's,
         relative to the largest; None writes any file without running it.
-      steps: how far those of a quantized file may be, in steps of the output.
+      steps: how far those of a quantized file may be, in steps of the output. The file
+        sums integers, exactly; the network in fake quantization sums float32. A sum
+        within float32's rounding of the middle between two steps is rounded to one side
+        by the one and to the other side by the other, which happens on some images and
+        not on others, and operations in float (a cumulative sum) can enlarge it.
       measure: also time the file, in this process and with one thread.
 
     Raises:

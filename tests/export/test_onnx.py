@@ -10,8 +10,9 @@ import pytest
 from jax import lax
 
 from jaxkd import export
+from jaxkd.compress import quantize
 from jaxkd.export import _onnx, program
-from jaxkd.models import max_pool
+from jaxkd.models import from_linen, max_pool
 from tests.export import nets
 
 pytest.importorskip("onnx")
@@ -333,3 +334,50 @@ def test_without_the_runtime_nothing_is_written_unseen(tmp_path, monkeypatch):
         export.onnx(*net, path, image_shape=nets.SHAPE)
     report = export.onnx(*net, path, image_shape=nets.SHAPE, tolerance=None)
     assert report.float_ops["Conv"] == 3 and report.difference is None
+
+
+class Cumulative(nn.Module):
+    """Maxout, pixel shuffle and a cumulative sum between quantized convolutions."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        y = nn.Conv(16, (3, 3))(x)
+        y = nn.relu(y.reshape(*y.shape[:-1], 8, 2).max(-1))
+        n, h, w, c = y.shape
+        y = nn.relu(nn.Conv(16, (3, 3))(y)).reshape(n, h, w, 2, 2, 4)
+        y = y.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, 4)
+        y = jnp.cumsum(nn.Conv(8, (3, 3))(y), 1)
+        return nn.Conv(4, (3, 3), strides=2)(y).max((1, 2))
+
+
+def test_a_quantized_file_is_the_network_with_exact_sums(tmp_path):
+    """On images that it was not compared on, too: only float32's sums differ."""
+    draw = lambda n: np.random.default_rng(n).normal(size=(n, 8, 8, 3))
+    x, others = draw(16).astype(np.float32), (2 * draw(200)).astype(np.float32)
+    net = from_linen(Cumulative())
+    made = quantize.quantized(
+        net, *net.init(jax.random.key(0), x), quantize.Quantization(), (8, 8, 3)
+    )
+    net, params, state = made
+    state = quantize.calibrate(net, params, state, [x])
+    path, how = tmp_path / "a", {"inputs": x, "float_ops": "any"}
+    report = export.onnx(net, params, state, path, **how)
+    assert report.float_ops["CumSum"] == 1
+    run = lambda p, s, x: net.apply(p, s, x, train=False)[0].logits
+    single = np.asarray(jax.jit(run)(params, state, others))
+    with jax.enable_x64(True):
+        double = lambda a: a.astype(np.float64) if a.dtype == np.float32 else a
+        doubled = [
+            jax.tree.map(lambda a: double(np.asarray(a)), t)
+            for t in (params, state, others)
+        ]
+        exact = np.asarray(jax.jit(run)(*doubled))
+    assert exact.dtype == np.float64
+    step = np.diff(np.unique(np.round(single, 5)))
+    step = step[step > 1e-4].min()
+    got = export.load(path)(others)
+    assert np.ptp(got) > 20 * step
+    # The scale between two grids is itself of float32: one image in a hundred.
+    apart = np.abs(got - exact).max(1) / step
+    assert apart.max() < 1.01 and np.mean(apart > 0.01) <= 0.01
+    assert np.abs(got - single).max() <= 5.01 * step
