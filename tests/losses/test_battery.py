@@ -329,29 +329,31 @@ def exactly(half, dtype):
 
 
 @every_case
-def test_half_precision_is_computed_in_float32(case):
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat", "float"])
+def test_half_precision_is_computed_in_float32(case, dtype):
+    unit = float(jnp.finfo(dtype).eps) / 2
+    smallest = float(jnp.finfo(dtype).smallest_subnormal)
     for scale in (1.0, min(1e3, case.largest)):
-        half = draw(case, scale=scale, dtype=jnp.bfloat16)
+        half = draw(case, scale=scale, dtype=dtype)
         loss, gradients = graded(case, half)
         assert loss.dtype == np.float32
-        want, wanted = graded(case, exactly(half, jnp.bfloat16))
+        want, wanted = graded(case, exactly(half, dtype))
         np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-6)
         for name, gradient in gradients.items():
-            assert gradient.dtype == jnp.bfloat16
-            # Only the last cast rounds: half a unit of 8 bits.
+            assert gradient.dtype == dtype
+            # The gradient of features of 1e3 may be more than float16 can hold.
+            fits = np.abs(wanted[name]) < float(jnp.finfo(dtype).max)
+            assert np.all(fits) or (scale > 1 and not case.class_axis), name
+            assert np.all(np.isfinite(gradient) == fits), name
+            # Only the last cast rounds: by half a unit of its bits. Where large terms
+            # cancel, the two programs add them in another order.
+            size = np.max(np.abs(wanted[name]))
             np.testing.assert_allclose(
-                gradient.astype(np.float32), wanted[name], rtol=2**-8, atol=1e-6
+                gradient.astype(np.float32)[fits],
+                wanted[name][fits],
+                rtol=1.01 * unit + 1e-5,
+                atol=1e-6 * max(1, size) + smallest,
             )
-
-
-@every_case
-def test_the_smaller_half_precision_too(case):
-    """Its gradient is the other's but for the last cast: only the value is compiled."""
-    for scale in (1.0, min(1e3, case.largest)):
-        half = draw(case, scale=scale, dtype=np.float16)
-        loss, (want, _) = case.call(half), graded(case, exactly(half, np.float16))
-        assert loss.dtype == np.float32
-        np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-6)
 
 
 # Masks.
