@@ -83,7 +83,10 @@ def draw(loss: Callable[..., Any]) -> list[np.ndarray]:
             arrays.append(rng.integers(end, size=shape))
         else:
             shape = next(s for suffix, s in SHAPES.items() if name.endswith(suffix))
-            arrays.append(rng.normal(size=shape).astype(np.float32))
+            drawn = rng.normal(size=shape)
+            # Costs of `class_costs` are between 0 and 1.
+            drawn = np.abs(np.tanh(drawn)) if name == "cost" else drawn
+            arrays.append(drawn.astype(np.float32))
     return arrays
 
 

@@ -123,6 +123,36 @@ def wsld(s, t, labels):
     return ((1 - torch.exp(-ratio)) * soft).mean()
 
 
+def ofa(s, t, labels):
+    target = F.one_hot(labels, s.shape[-1])
+    weight = (F.softmax(t, -1) + target) ** 1.5 - target
+    return -(weight * F.log_softmax(s, -1)).sum(-1).mean()
+
+
+def wkd_logits(s, t, labels, cost):
+    target = F.one_hot(labels, s.shape[-1]).bool()
+    of_label = -(F.softmax(t, -1)[target] * F.log_softmax(s, -1)[target]).mean()
+    others = lambda z: F.softmax((z / 2.0).masked_fill(target, -torch.inf), -1)
+    q, p, kernel = others(s), others(t), torch.exp(-cost / 0.05)
+    u = torch.full_like(q, 1 / s.shape[-1]).masked_fill(target, 0)
+    for _ in range(10):
+        v = p / (u @ kernel + 1e-8)
+        u = q / (v @ kernel.T + 1e-8)
+    return of_label + 30 * (u * (v @ (kernel * cost).T)).sum(-1).mean()
+
+
+def sdd(s, t, labels):
+    def cells(z):
+        means = [F.adaptive_avg_pool2d(z, m).flatten(2) for m in (1, 2, 4)]
+        return torch.cat(means, 2).mT
+
+    s, t = cells(s), cells(t)
+    right = t.argmax(-1) == labels[:, None]
+    weight = 1.0 + (right != right[:, :1])
+    each = F.kl_div(F.log_softmax(s / 4, -1), F.softmax(t / 4, -1), reduction="none")
+    return 16 * (weight * each.sum(-1)).mean()
+
+
 def hint(s, t):
     return F.mse_loss(s, t)
 

@@ -1,5 +1,8 @@
 """Wasserstein distance of logits, WKD-L (Lv, Yang & Li, 2024)."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -118,23 +121,76 @@ def _transport(
 ) -> Float[Array, "*batch"]:
     """<P, C> of Sinkhorn's plan P = u_i exp(-C_ij / epsilon) v_j.
 
-    Nothing of size classes**2 is kept for the backward pass: each round is done again.
+    The rounds are products with the kernel exp(-C / epsilon) while it is far from
+    underflow, else sums in log space, of which nothing of size batch * classes**2 is
+    kept for the backward pass: each round is done again.
     """
-    log_kernel = jnp.reshape(
-        -cost / epsilon, (1,) * (log_rows.ndim - 1) + jnp.shape(cost)
-    )
+    exponent = cost / epsilon
+    # u and v are scaled to at most 1: what then underflows beside exp(-40) is nothing.
+    close = jnp.max(jnp.abs(exponent)) <= 40
+    sinkhorn = functools.partial(_sinkhorn, iterations=iterations)
 
-    @jax.checkpoint
-    def round_(log_u, _):
-        log_v = log_columns - jax.nn.logsumexp(log_u[..., :, None] + log_kernel, -2)
-        log_u = log_rows - jax.nn.logsumexp(log_v[..., None, :] + log_kernel, -1)
-        return log_u, log_v
+    def by_products(log_rows, log_columns, exponent, cost):
+        kernel = jnp.exp(-exponent)
+        into_columns = lambda log_u: _log_product(log_u, kernel)
+        into_rows = lambda log_v: _log_product(log_v, kernel.T)
+        log_u, log_v = sinkhorn(log_rows, log_columns, into_columns, into_rows)
+        (u, u_most), (v, v_most) = _scaled(log_u), _scaled(log_v)
+        moved = jnp.sum(u * _product(v, (kernel * cost).T), axis=-1)
+        return moved * jnp.exp(u_most + v_most)[..., 0]
 
-    @jax.checkpoint
-    def moved(log_u, log_v):
-        log_plan = log_u[..., :, None] + log_v[..., None, :] + log_kernel
-        return jnp.einsum("...ij,ij->...", jnp.exp(log_plan), cost)
+    def in_log_space(log_rows, log_columns, exponent, cost):
+        log_kernel = -exponent.reshape((1,) * (log_rows.ndim - 1) + exponent.shape)
+
+        @jax.checkpoint
+        def into_columns(log_u):
+            return jax.nn.logsumexp(log_u[..., :, None] + log_kernel, -2)
+
+        @jax.checkpoint
+        def into_rows(log_v):
+            return jax.nn.logsumexp(log_v[..., None, :] + log_kernel, -1)
+
+        @jax.checkpoint
+        def moved(log_u, log_v):
+            log_plan = log_u[..., :, None] + log_v[..., None, :] + log_kernel
+            return jnp.einsum("...ij,ij->...", jnp.exp(log_plan), cost)
+
+        return moved(*sinkhorn(log_rows, log_columns, into_columns, into_rows))
+
+    operands = (log_rows, log_columns, exponent, cost)
+    return jax.lax.cond(close, by_products, in_log_space, *operands)
+
+
+def _sinkhorn(
+    log_rows: Array,
+    log_columns: Array,
+    into_columns: Callable[[Array], Array],
+    into_rows: Callable[[Array], Array],
+    *,
+    iterations: int,
+) -> tuple[Array, Array]:
+    """The logarithms of u and v after so many rounds."""
+
+    def round_(log_u: Array, _: None) -> tuple[Array, Array]:
+        log_v = log_columns - into_columns(log_u)
+        return log_rows - into_rows(log_v), log_v
 
     start = jnp.where(log_rows <= lowest(log_rows.dtype) / 2, log_rows, 0)
     log_u, log_v = jax.lax.scan(round_, start, length=iterations)
-    return moved(log_u, log_v[-1])
+    return log_u, log_v[-1]
+
+
+def _scaled(log_x: Array) -> tuple[Array, Array]:
+    """exp(log_x - most) and most, the largest of the last axis."""
+    most = jax.lax.stop_gradient(jnp.max(log_x, axis=-1, keepdims=True))
+    return jnp.exp(log_x - most), most
+
+
+def _log_product(log_x: Array, kernel: Array) -> Array:
+    """The logarithm of exp(log_x) @ kernel."""
+    x, most = _scaled(log_x)
+    return jnp.log(_product(x, kernel)) + most
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
