@@ -122,8 +122,8 @@ def _transport(
     """<P, C> of Sinkhorn's plan P = u_i exp(-C_ij / epsilon) v_j.
 
     The rounds are products with the kernel exp(-C / epsilon) while it is far from
-    underflow, else sums in log space, of which nothing of size batch * classes**2 is
-    kept for the backward pass: each round is done again.
+    underflow, else sums in log space, one example after another, so that nothing of
+    size batch * classes**2 is ever held: the backward pass does each round again.
     """
     exponent = cost / epsilon
     # u and v are scaled to at most 1: what then underflows beside exp(-40) is nothing.
@@ -140,22 +140,24 @@ def _transport(
         return moved * jnp.exp(u_most + v_most)[..., 0]
 
     def in_log_space(log_rows, log_columns, exponent, cost):
-        log_kernel = -exponent.reshape((1,) * (log_rows.ndim - 1) + exponent.shape)
-
         @jax.checkpoint
         def into_columns(log_u):
-            return jax.nn.logsumexp(log_u[..., :, None] + log_kernel, -2)
+            return jax.nn.logsumexp(log_u[:, None] - exponent, 0)
 
         @jax.checkpoint
         def into_rows(log_v):
-            return jax.nn.logsumexp(log_v[..., None, :] + log_kernel, -1)
+            return jax.nn.logsumexp(log_v[None, :] - exponent, 1)
 
         @jax.checkpoint
         def moved(log_u, log_v):
-            log_plan = log_u[..., :, None] + log_v[..., None, :] + log_kernel
-            return jnp.einsum("...ij,ij->...", jnp.exp(log_plan), cost)
+            log_plan = log_u[:, None] + log_v[None, :] - exponent
+            return jnp.sum(jnp.exp(log_plan) * cost)
 
-        return moved(*sinkhorn(log_rows, log_columns, into_columns, into_rows))
+        def of_one(marginals):
+            return moved(*sinkhorn(*marginals, into_columns, into_rows))
+
+        flat = (log_rows.reshape(-1, len(cost)), log_columns.reshape(-1, len(cost)))
+        return jax.lax.map(of_one, flat).reshape(log_rows.shape[:-1])
 
     operands = (log_rows, log_columns, exponent, cost)
     return jax.lax.cond(close, by_products, in_log_space, *operands)
