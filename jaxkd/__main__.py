@@ -97,9 +97,28 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "eval", _eval, "measure an exported file")
     evaluate.add_argument("file", metavar="FILE", help=".stablehlo, .tflite or .onnx")
     evaluate.add_argument(
-        "--data", metavar="NAME", help="by default that of the run the file lies in"
+        "--data",
+        metavar="DATA",
+        help="a folder of class folders, an .npz, a .parquet, or the name of a data "
+        "set; by default that of the run the file lies in",
     )
-    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument(
+        "--split",
+        default="test",
+        help='"train", "validation", "test"; of data by path also "all"',
+    )
+
+    predict = _command(commands, "predict", _predict, "classify image files")
+    predict.add_argument("file", metavar="FILE", help=".stablehlo, .tflite or .onnx")
+    predict.add_argument("images", metavar="IMAGE", nargs="+")
+
+    new = _command(
+        commands, "new", _new, "print a configuration for a folder of images"
+    )
+    new.add_argument("folder", metavar="FOLDER", help="with a folder for each class")
+    new.add_argument(
+        "--size", type=int, help="side in pixels; by default that of most images"
+    )
 
     features = _command(
         commands, "features", _features, "list names and shapes of taps"
@@ -232,10 +251,23 @@ def _report(asked: argparse.Namespace, began: list[str]) -> None:
 
 
 def _eval(asked: argparse.Namespace, began: list[str]) -> None:
-    from jaxkd.pipeline import tools
+    from jaxkd.pipeline import applying
 
-    for name, value in tools.measure(asked.file, asked.data, asked.split).items():
+    for name, value in applying.measure(asked.file, asked.data, asked.split).items():
         print(f"{name} {value}")
+
+
+def _predict(asked: argparse.Namespace, began: list[str]) -> None:
+    from jaxkd.pipeline import applying
+
+    for line in applying.predict(asked.file, asked.images):
+        print(line)
+
+
+def _new(asked: argparse.Namespace, began: list[str]) -> None:
+    from jaxkd.pipeline import new
+
+    print(new.for_folder(asked.folder, size=asked.size), end="")
 
 
 def _features(asked: argparse.Namespace, began: list[str]) -> None:

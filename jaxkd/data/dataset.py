@@ -203,6 +203,25 @@ def subset(dataset: Dataset, n: int, *, seed: int, balanced: bool = True) -> Dat
     return take(dataset, positions, dataset.split)
 
 
+def balance(dataset: Dataset) -> Dataset:
+    """Repeat the examples of small classes until all classes are equally large.
+
+    The repeated ones are the first of the class, and keep their index. The copy lies in
+    memory, at most as many times larger as there are classes.
+
+    Example:
+      >>> columns = {"label": np.array([0, 0, 0, 1], np.int32)}
+      >>> balance(Dataset("d", "train", columns, ("a", "b"))).labels.tolist()
+      [0, 0, 0, 1, 1, 1]
+    """
+    counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
+    positions = [
+        np.resize(np.flatnonzero(dataset.labels == label), counts.max())
+        for label in np.flatnonzero(counts)
+    ]
+    return take(dataset, np.sort(np.concatenate(positions)), dataset.split)
+
+
 def digest(array: np.ndarray) -> str:
     """The sha256 of an array's type, shape and content."""
     header = f"{array.dtype.str}{array.shape}".encode()

@@ -6,7 +6,7 @@ A module with an underscore holds the function of its name, e.g. `_onnx.py` hold
 
 from jaxkd.export._latency import latency
 from jaxkd.export._litert_or_xla import litert_or_xla
-from jaxkd.export._load import Executable, evaluate, load
+from jaxkd.export._load import Executable, evaluate, load, predict
 from jaxkd.export._onnx import onnx
 from jaxkd.export._stablehlo import stablehlo
 from jaxkd.export._tflite import tflite
@@ -25,6 +25,7 @@ __all__ = [
     "load",
     "onnx",
     "plain",
+    "predict",
     "stablehlo",
     "tflite",
 ]

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import _check, evaluate as score
-from jaxkd.data import Dataset
+from jaxkd.data import Dataset, Preprocessing
 from jaxkd.data.augment import View
+from jaxkd.data.preprocessing import from_json
 from jaxkd.export import _onnx, _stablehlo, _tflite, edges, files
 from jaxkd.export.judge import batched
 
@@ -30,6 +31,7 @@ class Executable(NamedTuple):
       classes: the names of the classes; empty if none were given.
       input: type, scale and zero point of the file's own input.
       output: type, scale and zero point of the file's own output.
+      preprocessing: from an image file to `run`'s images; None if it was not given.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -40,6 +42,7 @@ class Executable(NamedTuple):
     classes: tuple[str, ...]
     input: edges.Edge
     output: edges.Edge
+    preprocessing: Preprocessing | None = None
 
     def __call__(self, images: Any) -> np.ndarray:
         """Logits `[n, classes]` of any number of images `[n, *image_shape]`.
@@ -97,7 +100,19 @@ def load(path: str | os.PathLike, *, threads: int = 1) -> Executable:
         notes["batch"],
         tuple(notes["classes"]),
         *ends,
+        _preprocessing(notes, path),
     )
+
+
+def _preprocessing(notes: dict[str, Any], path: Any) -> Preprocessing | None:
+    found = notes.get("preprocessing")
+    try:
+        return None if found is None else from_json(found)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} says how images become its input in a form that this jaxkd does "
+            f"not know: {error}"
+        ) from error
 
 
 def _broken(path: Any, format: str, error: Exception) -> ValueError:
@@ -128,22 +143,34 @@ def evaluate(
       program: from `load`.
       dataset: from `jaxkd.data.load`, e.g. of the official test split.
       view: how the network was trained to see the images, uint8 to float32, e.g.
-        `chain(to_float(), normalise(mean, sd))`; it is not part of the file. Its key is
-        constant, so it should not be random.
+        `program.preprocessing.view()`. Its key is constant, so it should not be
+        random.
       batch_size: images that are made ready at a time.
 
     Returns:
       "accuracy" in [0, 1] and "nll", the mean negative log-likelihood in nats.
     """
-    _check.whole(1)("batch_size", batch_size)
-    seen = jax.jit(lambda batch: view(jax.random.key(0), batch)["image"])
-    parts = []
-    for start in range(0, len(dataset.labels), batch_size):
-        rows = slice(start, start + batch_size)
-        batch = {"image": dataset.images[rows], "label": dataset.labels[rows]}
-        parts.append(program(seen(batch)))
-    logits, labels = map(jnp.asarray, (np.concatenate(parts), dataset.labels))
+    found = predict(program, dataset.images, view=view, batch_size=batch_size)
+    logits, labels = map(jnp.asarray, (found, dataset.labels))
     return {
         "accuracy": float(score.accuracy(logits, labels)),
         "nll": float(score.nll(logits, labels)),
     }
+
+
+def predict(
+    program: Executable, images: np.ndarray, *, view: View, batch_size: int = 500
+) -> np.ndarray:
+    """Logits `[n, classes]` of images as they are stored.
+
+    Args:
+      program: from `load`.
+      images: uint8 or floats `[n, height, width, channels]`.
+      view: how the network was trained to see them, `program.preprocessing.view()`.
+      batch_size: images that are made ready at a time.
+    """
+    _check.whole(1)("batch_size", batch_size)
+    seen = jax.jit(lambda images: view(jax.random.key(0), {"image": images})["image"])
+    starts = range(0, len(images), batch_size)
+    parts = [program(seen(images[start : start + batch_size])) for start in starts]
+    return np.concatenate(parts)

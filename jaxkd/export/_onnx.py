@@ -95,7 +95,9 @@ def onnx(
             package("onnxruntime")
         ends = edges.of(closed, io)
         model = emit(closed, ends)
-        notes = files.notes("onnx", asked.image_shape, batch, *asked[3:5], ends)
+        notes = files.notes(
+            "onnx", asked.image_shape, batch, *asked[3:5], ends, asked.preprocessing
+        )
         model.metadata_props.add(key=files.KEY, value=notes)
         blob = model.SerializeToString()
         return Content(blob, count(blob))

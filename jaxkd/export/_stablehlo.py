@@ -88,7 +88,13 @@ def stablehlo(
         with program.without_locations():
             image = jax.ShapeDtypeStruct(closed.in_avals[0].shape, np.float32)
             content = bytes(exported(image).serialize())
-        notes = files.notes("stablehlo", asked.image_shape, batch, *asked[3:5])
+        notes = files.notes(
+            "stablehlo",
+            asked.image_shape,
+            batch,
+            *asked[3:5],
+            preprocessing=asked.preprocessing,
+        )
         return Content(content + footer(content, notes), count(closed))
 
     return write(

@@ -101,7 +101,9 @@ def tflite(
             blob = rounded(blob, RECIPES[recipe])
         if io == "int8":
             blob = with_integer_ends(blob, ends)
-        notes = files.notes("tflite", asked.image_shape, batch, *asked[3:5], ends)
+        notes = files.notes(
+            "tflite", asked.image_shape, batch, *asked[3:5], ends, asked.preprocessing
+        )
         blob = with_notes(blob, notes)
         return Content(blob, count(blob), recipe is not None)
 

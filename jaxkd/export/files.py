@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from jaxkd.data import Preprocessing
 from jaxkd.export.edges import FLOAT, Ends
 
 VERSION = 1  # of the notes; files of another version are refused
@@ -29,6 +30,7 @@ def notes(
     name: str,
     classes: Sequence[str],
     ends: Ends = FLOAT,
+    preprocessing: Preprocessing | None = None,
 ) -> str:
     """What `load` wants to know of a file, as JSON."""
     return json.dumps(
@@ -41,6 +43,7 @@ def notes(
             "classes": list(classes),
             "input": ends[0]._asdict(),
             "output": ends[1]._asdict(),
+            "preprocessing": preprocessing and preprocessing.to_json(),
         }
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxkd import _check, store
 from jaxkd.compress.quantize import Quantization
+from jaxkd.data import Preprocessing
 from jaxkd.export import _latency, census, edges, files, network, program
 from jaxkd.export.judge import Limits, Verdict, batched, judge, reference
 from jaxkd.models.net import Net
@@ -28,6 +29,7 @@ class Asked(NamedTuple):
     float_ops: tuple[str, ...] | str
     limits: Limits
     measure: bool
+    preprocessing: Preprocessing | None
 
 
 class Content(NamedTuple):
@@ -96,6 +98,7 @@ def options(
     tolerance: float | None = 1e-3,
     steps: float = 5.0,
     measure: bool = False,
+    preprocessing: Preprocessing | None = None,
 ) -> Asked:
     """Checks the options that every exporter has.
 
@@ -118,6 +121,8 @@ def options(
         by the one and to the other side by the other, which happens on some images and
         not on others, and operations in float (a cumulative sum) can enlarge it.
       measure: also time the file, in this process and with one thread.
+      preprocessing: how images become `inputs`, kept in the file for `jaxkd eval` and
+        `jaxkd predict`, e.g. that of `data.folder`.
 
     Raises:
       ValueError: if one of them is out of its range.
@@ -142,7 +147,10 @@ def options(
         raise ValueError(f"inputs must be [n, {', '.join(map(str, shape))}], {got}")
     allowed = float_ops if isinstance(float_ops, str) else tuple(float_ops)
     limits = Limits(tolerance, steps)
-    return Asked(shape, batch, images, name, tuple(classes), allowed, limits, measure)
+    named = tuple(classes)
+    return Asked(
+        shape, batch, images, name, named, allowed, limits, measure, preprocessing
+    )
 
 
 def write(

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from jaxkd.pipeline.data_kinds import Data, Tfds
 from jaxkd.pipeline.parts import (
     NAME,
     Checkpoints,
-    Data,
     Model,
     Space,
     Value,
@@ -28,7 +28,7 @@ class Config(Value, frozen=True, kw_only=True):
     ] = "run"
     seed: Annotated[int, whole("of weights, order and augmentation", 0, 2**31 - 1)] = 0
     out: Annotated[str, about("where run directories are made")] = "runs"
-    data: Data = Data()
+    data: Data = Tfds()
     models: dict[str, Model]
     stages: Annotated[tuple[AnyStage, ...], Meta(min_length=1, max_length=1000)]
     checkpoints: Checkpoints = Checkpoints()

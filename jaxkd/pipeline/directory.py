@@ -165,8 +165,8 @@ def describe(run: pathlib.Path, config: Config, world: World, warn: Warn) -> Non
     found, before = fingerprint(world), _fingerprint_in(run / RUN, warn)
     if before not in (None, found):
         raise ValueError(
-            f"{config.data.name} is no longer the data that {run / RUN} names; start a "
-            f"new run, or delete {RUN}: the stages are then done again"
+            f"{config.data.title} is no longer the data that {run / RUN} names; start "
+            f"a new run, or delete {RUN}: the stages are then done again"
         )
     test = world.test
     arrays = {
@@ -189,13 +189,15 @@ def describe(run: pathlib.Path, config: Config, world: World, warn: Warn) -> Non
         "git": git(),
         "command": sys.argv,
         "data": {
-            "name": config.data.name,
+            "name": config.data.title,
+            "kind": config.data.kind,
             "classes": list(test.classes),
             "image_shape": list(world.image_shape),
             "train": len(world.train.labels),
             "validation": len(world.validation.labels),
             "test": len(test.labels),
             "fingerprint": found,
+            "preprocessing": world.preprocessing.to_json(),
         },
         "sha256": sums,
     }

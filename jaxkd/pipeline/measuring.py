@@ -36,6 +36,13 @@ def quality(logits: Any, labels: Any, teacher: Any) -> dict[str, float | None]:
     return found
 
 
+def by_class(logits: Any, labels: Any, classes: int) -> list[float | None]:
+    """Accuracy on the images of each class; None for a class without images."""
+    right = np.argmax(np.asarray(logits), -1) == np.asarray(labels)
+    groups = [right[np.asarray(labels) == label] for label in range(classes)]
+    return [float(group.mean()) if len(group) else None for group in groups]
+
+
 def size(held: Held, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Parameters, multiply-accumulates of one image, bytes, and whether quantized."""
     image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)

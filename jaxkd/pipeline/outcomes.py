@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd import checkpoint, store
+from jaxkd.data import Preprocessing
 from jaxkd.pipeline import directory, measuring, networks, state
 from jaxkd.pipeline.config import AnyStage, Config
 from jaxkd.pipeline.networks import Held
@@ -102,6 +103,9 @@ def _measured(
 ) -> Row:
     return {
         **measuring.quality(logits, world.test.labels, teacher),
+        "accuracy_by_class": measuring.by_class(
+            logits, world.test.labels, world.classes
+        ),
         **measuring.size(held, world.image_shape),
     }
 
@@ -126,6 +130,7 @@ def write_model(
     name: str,
     held: Held,
     model: Model,
+    preprocessing: Preprocessing,
     warn: Callable[[str], None],
 ) -> None:
     """Leave a model where `checkpoint.load` and `weights =` find it."""
@@ -133,7 +138,12 @@ def write_model(
         return
     folder = run / "models" / name
     about = networks.description(model)
-    notes = store.identity(digest=state.digest(held), model=about, **state.meta(held))
+    notes = store.identity(
+        digest=state.digest(held),
+        model=about,
+        preprocessing=preprocessing.to_json(),
+        **state.meta(held),
+    )
     try:
         if store.is_ours(folder) and checkpoint.read(folder).meta == notes:
             return

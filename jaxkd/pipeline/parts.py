@@ -50,20 +50,6 @@ class Augment(Value, frozen=True, kw_only=True):
     ] = 0.0
 
 
-class Data(Value, frozen=True, kw_only=True):
-    """Which images."""
-
-    name: Annotated[str, about('"digits" is embedded; "cifar10", "mnist", ...')] = (
-        "digits"
-    )
-    train_images: Annotated[
-        int, whole("a balanced subset of so many training images; 0: all", 0, 10**8)
-    ] = 0
-    archives: Annotated[str, about("folder of the official archives")] = ""
-    data_dir: Annotated[str, about("where prepared data is kept")] = ""
-    augment: Augment = Augment()
-
-
 Weights = Annotated[str, about("folder of trained variables to start from")]
 Dtype = Annotated[
     Literal["float32", "bfloat16"], about("what to compute in; variables are float32")

@@ -96,6 +96,8 @@ def decoded(raw: Any, name: str) -> "Config":
     """
     from jaxkd.pipeline.config import Config
 
+    if isinstance(raw, dict) and isinstance(raw.get("data"), dict):
+        raw = {**raw, "data": {"kind": "tfds", **raw["data"]}}
     try:
         for problem in schema.problems(raw, Config):
             raise ValueError(f"{name}: {problem}")

@@ -169,7 +169,9 @@ def go(run: pathlib.Path, config: Config, world: World, say: Say) -> None:
         outcomes.write(run, config, done.results, finished=False)
     directory.metrics(run).reset(done.rows)
     for name, held in done.models.items():
-        outcomes.write_model(run, name, held, config.models[name], say)
+        outcomes.write_model(
+            run, name, held, config.models[name], world.preprocessing, say
+        )
     outcomes.write(run, config, done.results, finished=True)
 
 

@@ -37,12 +37,22 @@ def problems(raw: Any, kind: Any, key: str = "") -> Iterator[str]:
         yield from _names(raw, get_args(kind)[1], key)
     elif get_origin(kind) is tuple:
         yield from _list(raw, get_args(kind)[0], bounds, key)
+    elif get_origin(kind) in (typing.Union, types.UnionType):
+        yield from _one_of(raw, get_args(kind), key)
     elif kind is Any:
         yield from _anything(raw, key)
     elif (wanted := _refused(raw, kind, bounds)) is not None:
         literal = get_origin(kind) is typing.Literal
         hint = did_you_mean(raw, get_args(kind)) if literal else ""
         yield f"{key}: must be {wanted}, got {shown(raw)}{hint}"
+
+
+def _one_of(raw: Any, kinds: tuple[Any, ...], key: str) -> Iterator[str]:
+    """A value or a list: what is wrong is told of the form that it has."""
+    if all(any(True for _ in problems(raw, kind, key)) for kind in kinds):
+        listed = isinstance(raw, list | tuple)
+        is_list = lambda kind: get_origin(_bare(kind)[0]) is tuple
+        yield from problems(raw, next(k for k in kinds if is_list(k) == listed), key)
 
 
 def shown(value: Any) -> str:
@@ -134,9 +144,9 @@ def _refused(raw: Any, kind: Any, bounds: list[msgspec.Meta]) -> str | None:
     """What a value should be, or None if it is that."""
     if get_origin(kind) is typing.Literal:
         names = get_args(kind)
-        if raw in names:
+        if raw in names and type(raw) in map(type, names):
             return None
-        return f"one of {', '.join(names)}"
+        return f"one of {', '.join(map(str, names))}"
     if kind is bool:
         return None if isinstance(raw, bool) else "true or false"
     if kind is str:

@@ -1,4 +1,4 @@
-"""What the command line offers beside runs: check, features, eval, export."""
+"""What the command line offers beside runs: check, features, export."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd import _check, cost, data, export as exporting, models
+from jaxkd import _check, cost, models
 from jaxkd._text import alternatives, did_you_mean
 from jaxkd.models.net import Net
 from jaxkd.pipeline import (
@@ -111,40 +111,6 @@ def _taps(name: str, net: Net, shape: tuple[int, ...]) -> Iterator[str]:
     yield f"{name}: {size.parameters:,} parameters, {size.macs:,} multiply-accumulates"
     for tap in order:
         yield f"  {tap:12} {' x '.join(map(str, found[tap].shape[1:]))}"
-
-
-def measure(file: str, name: str | None, split: str) -> dict[str, float]:
-    """Accuracy and nll of an exported file on a split.
-
-    Raises:
-      ValueError: if it is no such file, if it is not what was recorded beside it, or
-        there is no telling which data it is for.
-    """
-    stage.verify(pathlib.Path(file))
-    program = exporting.load(file)
-    where: dict[str, Any] = {}
-    if name is None:
-        config = _config_above(pathlib.Path(file).absolute())
-        name = config.data.name
-        where = {
-            "archives": config.data.archives or None,
-            "data_dir": config.data.data_dir or None,
-        }
-    view = worlds.plain_view(data.load(name, "train_rest", **where))
-    chosen = data.load(name, split, **where)
-    if tuple(chosen.images.shape[1:]) != program.image_shape:
-        raise ValueError(
-            f"{file} takes images {program.image_shape}, those of {name} are "
-            f"{tuple(chosen.images.shape[1:])}"
-        )
-    return exporting.evaluate(program, chosen, view=view)
-
-
-def _config_above(path: pathlib.Path):
-    for folder in path.parents:
-        if (folder / directory.CONFIG).exists() and (folder / directory.RUN).exists():
-            return reading.load(folder / directory.CONFIG)
-    raise ValueError(f"{path} lies in no run: say which data it is for with --data")
 
 
 def export(

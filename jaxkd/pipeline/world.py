@@ -1,12 +1,12 @@
 """The data of a run: its splits, on the device, and how networks see them."""
 
+import re
 from typing import NamedTuple
-
-import numpy as np
 
 from jaxkd import data
 from jaxkd.data import augment
-from jaxkd.pipeline.parts import Data
+from jaxkd.data.dataset import balance
+from jaxkd.pipeline.data_kinds import Data
 from jaxkd.types import Batch
 
 
@@ -21,6 +21,7 @@ class World(NamedTuple):
       held_out: the validation images on the device.
       view: how networks see images in training.
       plain: how they see them otherwise.
+      preprocessing: from an image file to the network; it makes `plain`.
     """
 
     train: data.Dataset
@@ -30,6 +31,7 @@ class World(NamedTuple):
     held_out: Batch
     view: augment.View
     plain: augment.View
+    preprocessing: data.Preprocessing
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -48,17 +50,14 @@ def make(config: Data) -> World:
     Raises:
       ValueError: and the other errors of `data.load`; if there are too few images.
     """
-    where = {"archives": config.archives or None, "data_dir": config.data_dir or None}
-    whole = data.load(config.name, "train_rest", **where)
-    validation = data.load(config.name, "validation", **where)
-    test = data.load(config.name, "test", **where)
-    train = whole
+    train, validation, test, preprocessing = loaded(config)
     if config.train_images:
         try:
-            train = data.subset(whole, config.train_images, seed=0)
+            train = data.subset(train, config.train_images, seed=0)
         except ValueError as error:
             raise ValueError(f"data.train_images: {error}") from error
-    plain = plain_view(whole)
+    train = balance(train) if config.class_balanced else train
+    plain = preprocessing.view()
     a = config.augment
     first = []
     if a.resized_crop:
@@ -83,11 +82,35 @@ def make(config: Data) -> World:
         data.on_device(validation),
         augment.chain(*first, plain, *last),
         plain,
+        preprocessing,
     )
 
 
-def plain_view(train_rest: data.Dataset) -> augment.View:
-    """Bytes to floats, normalised by the statistics of the training images."""
-    mean, sd = data.channel_statistics(train_rest)
-    sd = np.where(sd > 0, sd, 1).astype(np.float32)
-    return augment.chain(augment.to_float(), augment.normalise(mean, sd))
+Loaded = tuple[data.Dataset, data.Dataset, data.Dataset, data.Preprocessing]
+
+
+def loaded(config: Data) -> Loaded:
+    """Load train, validation, test and preprocessing of a configuration.
+
+    Raises:
+      ValueError: and FileNotFoundError, naming the key.
+    """
+    try:
+        splits = config.load()
+    except (ValueError, FileNotFoundError) as error:
+        if not re.match("[a-z_]+: ", str(error)):
+            raise
+        missing = isinstance(error, FileNotFoundError)
+        kind = FileNotFoundError if missing else ValueError
+        raise kind(f"data.{error}") from error
+    parts = []
+    for part in splits[:3]:
+        if not isinstance(part, data.Dataset):
+            raise ValueError(
+                f"data.size: the {part.examples} images of {part.name} do not fit into "
+                "memory, and a run needs them there: make size smaller, or train on "
+                "data.Stream in Python"
+            )
+        parts.append(part)
+    train, validation, test = parts
+    return train, validation, test, splits.preprocessing

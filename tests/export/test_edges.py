@@ -12,7 +12,7 @@ from jaxkd.compress import quantize
 from jaxkd.data import augment
 from jaxkd.export import _latency, _tflite, edges, files
 from jaxkd.models import cnn
-from jaxkd.pipeline import tools
+from jaxkd.pipeline import applying
 from tests.export import nets
 
 onnx = pytest.importorskip("onnx")
@@ -81,7 +81,7 @@ def test_logits_are_those_of_the_file_with_float_ends(written, format):
     assert found == export.evaluate(plain, test, view=VIEW)
     assert found["accuracy"] > 0.7
     evaluated = [
-        tools.measure(str(folder / f"{io}.{format}"), "digits", "test")
+        applying.measure(str(folder / f"{io}.{format}"), "digits", "test")
         for io in edges.TYPES
     ]
     assert evaluated[0] == evaluated[1]

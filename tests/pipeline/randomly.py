@@ -7,7 +7,7 @@ from typing import get_args, get_origin
 
 import msgspec
 
-from jaxkd.pipeline import parts
+from jaxkd.pipeline import data_kinds, parts
 from jaxkd.pipeline.stages import KINDS
 
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
@@ -50,7 +50,7 @@ class Randomly:
         rng, kinds = self.rng, [parts.Mlp, parts.Cnn, parts.Space, parts.Zoo]
         odd = rng.choice(["other"] * 8 + ["Student", "t.json"])
         names = ["student", "teacher", odd][: rng.choice([1, 2, 2, 2, 3])]
-        raw = {"data": self.table(parts.Data, 0.2), "models": {}, "stages": []}
+        raw = {"data": self.table(data_kinds.Tfds, 0.2), "models": {}, "stages": []}
         images = rng.choice([100, 100, 100, 100, 300, 1])
         raw["data"] |= {"name": "digits", "train_images": images}
         for name in names:

@@ -7,7 +7,8 @@ import pytest
 from jaxkd import train
 from jaxkd.data import augment
 from jaxkd.pipeline import world
-from jaxkd.pipeline.parts import Augment, Data
+from jaxkd.pipeline.data_kinds import Tfds
+from jaxkd.pipeline.parts import Augment
 
 VALUES = {
     "flip": True,
@@ -24,7 +25,7 @@ VALUES = {
 @pytest.mark.parametrize("name", VALUES)
 def test_each_changes_the_training_images_and_no_others(name):
     chosen = Augment(**{name: VALUES[name]})
-    made = world.make(Data(name="digits", train_images=100, augment=chosen))
+    made = world.make(Tfds(name="digits", train_images=100, augment=chosen))
     assert made.view.random and not made.plain.random
     batch = train.example(made.resident, made.plain, size=32)
     raw = train.example(made.resident, augment.chain(), size=32)

@@ -16,7 +16,7 @@ import pytest
 
 from jaxkd import checkpoint, report, store
 from jaxkd.__main__ import main
-from jaxkd.pipeline import directory, reading, run as runs, summary, tools
+from jaxkd.pipeline import applying, directory, reading, run as runs, summary, tools
 from tests.pipeline.small import read, without_timings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -212,7 +212,7 @@ def test_an_export_replaces_only_files_of_an_earlier_one(run, tmp_path):
     for number, text in enumerate(("null", '{"files": null}', "[1]", "\xff{", "[]")):
         (tmp_path / f"other{number}.files.json").write_text(text)
     (tmp_path / "other.files.json").mkdir()
-    tools.measure(tmp_path / "student.stablehlo", "digits", "test")
+    applying.measure(str(tmp_path / "student.stablehlo"), "digits", "test")
     (tmp_path / "student.stablehlo").write_bytes(b"mine")
     with pytest.raises(ValueError, match="was changed since"):
         export()

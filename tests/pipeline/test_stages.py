@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxkd.pipeline
-from jaxkd.pipeline import networks, parts, run as runs, toml
+from jaxkd.pipeline import data_kinds, networks, parts, run as runs, toml
 from jaxkd.pipeline.config import AnyStage, Config
 from jaxkd.pipeline.stages import KINDS, STEPS
 from jaxkd.pipeline.stages.stage import Stage
@@ -50,7 +50,7 @@ def test_evaluate_measures_a_split_and_changes_nothing(tmp_path):
         {k.__struct_config__.tag: k for k in KINDS}[name] for name in stages
     )
     config = Config(
-        data=parts.Data(train_images=100),
+        data=data_kinds.Tfds(train_images=100),
         models={"student": parts.Mlp(widths=(8,))},
         stages=(
             train(name="train", epochs=1, batch_size=50),

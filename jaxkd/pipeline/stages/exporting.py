@@ -144,6 +144,7 @@ def write(
             batch=batch or None,
             name=name,
             classes=world.test.classes,
+            preprocessing=world.preprocessing,
         )
         row = _row(report, path)
         _record(folder / f"{name}{RECORD}", row)  # at once: it says whose the file is
