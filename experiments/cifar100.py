@@ -166,7 +166,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     ]
     percent = {r["method"]: 100 * np.array(r["accuracy"]) for r in results}
     middle = float(percent["labels"].mean())
-    path, axis = directory / "methods.png", "test accuracy, %"
+    path, axis = directory / "methods.svg", "test accuracy, %"
     report.dots(path, percent, x_label=axis, line=middle)
     common.write_report(
         directory,

@@ -163,7 +163,7 @@ def curves(directory: pathlib.Path, panels: Mapping[str, Mapping[str, Any]]) -> 
     lines = {
         title: {k: percent(run) for k, run in p.items()} for title, p in panels.items()
     }
-    report.curves(directory / "curves.png", lines, y_label="test accuracy, %")
+    report.curves(directory / "curves.svg", lines, y_label="test accuracy, %")
 
 
 def write_report(
@@ -180,7 +180,7 @@ def write_report(
         text += [f"{caption}:", report.markdown(rows).strip()]
     print(*notes, sep="\n")
     text += ["\n".join(f"* {note}" for note in notes)]
-    text += [f"![{p.stem}]({p.name})" for p in sorted(directory.glob("*.png"))]
+    text += [f"![{p.stem}]({p.name})" for p in sorted(directory.glob("*.svg"))]
     text += [report.listed(log.versions())]
     (directory / "report.md").write_text("\n\n".join(filter(None, text)))
     print(f"report: {directory / 'report.md'}")

@@ -127,7 +127,7 @@ def main(config: Config) -> dict[str, float]:
         }
         for name, errors in wrong.items()
     ]
-    report.dots(directory / "errors.png", wrong, x_label="test errors")
+    report.dots(directory / "errors.svg", wrong, x_label="test errors")
     title = f"hinton_mnist: {test.name}, {n:,} {test.split} images"
     common.write_report(directory, title, {common.LAST: rows})
     return {network: float(errors.mean()) for network, errors in wrong.items()}

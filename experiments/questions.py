@@ -252,7 +252,7 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
         for base in [f"plain, {name}" if f"plain, {name}" in results else "plain"]
     }
     axis = "gain over the plain student of the same seed, points"
-    report.dots(directory / "gains.png", gains, x_label=axis, line=0)
+    report.dots(directory / "gains.svg", gains, x_label=axis, line=0)
     common.write_report(
         directory,
         f"{config.question}: {test.name}, {len(test.images):,} {test.split} images",

@@ -10,7 +10,7 @@ The images are the 8x8 optical digits that come with the package. Two regimes:
     python -m experiments.quickstart
     python -m experiments.quickstart --few-images 200 --seeds 10 --temperature 2
 
-It prints a table, and writes `report.md`, `curves.png` and the trained networks to
+It prints a table, and writes `report.md`, `curves.svg` and the trained networks to
 `runs/quickstart/TIME/`.
 """
 

@@ -187,15 +187,19 @@ def main(config: Config) -> dict[str, float]:
         | {f"{a} - {b}": report.gain(found[a][n], found[b][n]) for a, b in PAIRS}
         for n in sizes
     ]
-    if pyplot := report.pyplot():
-        figure, axis = pyplot.subplots(figsize=(6.4, 4.4))
-        for way, of in found.items():
-            percent = 100 * np.array([of[n] for n in sizes])
-            sd = percent.std(1, ddof=1) if config.seeds > 1 else None
-            axis.errorbar(sizes, percent.mean(1), sd, marker="o", capsize=3, label=way)
-        axis.set(xscale="log", xlabel="target images", ylabel="test accuracy, %")
-        axis.legend()
-        report.save(figure, directory / "curves.png")
+    lines = [
+        report.average(
+            way,
+            100 * np.transpose([of[n] for n in sizes]),
+            sizes,
+            marker="circle",
+            color=color,
+        )
+        for color, (way, of) in enumerate(found.items())
+    ]
+    panel = report.Panel(lines, "", "target images", "test accuracy, %", log_x=True)
+    picture = report.chart([panel], "Test accuracy by target images")
+    report.save(directory / "curves.svg", picture)
     common.write_report(
         directory,
         f"transfer: {config.task}, {len(test.images):,} {test.split} images, "

@@ -3,49 +3,13 @@
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
-
-import msgspec
 
 from jaxkd import report
 from jaxkd.pipeline import directory
+from jaxkd.report import rows as report_rows
 
 
-class File(msgspec.Struct):
-    """An exported file in results.json, as far as the table shows it."""
-
-    path: str
-    bytes: int
-    milliseconds: float | None
-    accuracy: float | None
-    nll: float | None
-
-
-class Result(msgspec.Struct):
-    """A row of results.json, as far as the table shows it."""
-
-    stage: str
-    model: str
-    accuracy: float
-    nll: float
-    ece: float
-    agreement: float | None
-    parameters: int
-    macs: int
-    bytes: int
-    seconds: float
-    files: list[File]
-
-
-class Results(msgspec.Struct):
-    """results.json, as far as commands read it."""
-
-    format: Literal[1]
-    finished: bool
-    rows: list[Result]
-
-
-def results(run: str | os.PathLike) -> Results:
+def results(run: str | os.PathLike) -> report_rows.RunResults:
     """Return what results.json of a run holds.
 
     Raises:
@@ -53,14 +17,9 @@ def results(run: str | os.PathLike) -> Results:
     """
     path = pathlib.Path(run) / directory.RESULTS
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Results)
+        return report_rows.read(path, report_rows.RunResults)
     except FileNotFoundError:
         raise ValueError(f"{run} holds no results: there is no {path.name}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is damaged or of another version: {error}; python -m jaxkd resume "
-            f"{run}, which writes it again"
-        ) from error
 
 
 def rows(run: str | os.PathLike) -> list[dict[str, str]]:

@@ -1,212 +1,191 @@
-"""Runs that differ in the seed alone, as one."""
+"""Merge runs that differ in the seed alone."""
 
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import msgspec
 import numpy as np
 
-from jaxkd.report.blocks import MISSING
-from jaxkd.report.reading import Row, Run, number
+from jaxkd.report.reading import RunRecord
+from jaxkd.report.rows import ResultRow
 
-_NUMBERS = ("accuracy", "nll", "ece", "agreement", "parameters", "macs", "bytes")
+MISSING = "\u2013"  # in the place of a number
 
 
-class Group(NamedTuple):
-    """Runs of one configuration.
-
-    Attributes:
-      name: what it is called in the report; no other group has the same.
-      runs: its runs, by seed.
-      notes: what is in doubt, in sentences.
-    """
+@dataclasses.dataclass(frozen=True)
+class MergedFile:
+    """An exported file, of all runs that have it; `values` as in `MergedRow`."""
 
     name: str
-    runs: tuple[Run, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def teacher(self) -> str | None:
-        """The model the others are compared with."""
-        names = [run.results.get("teacher") for run in self.runs]
-        return next((str(name) for name in names if name is not None), None)
-
-
-class Merged(NamedTuple):
-    """A row of results.json, of all runs that have it.
-
-    Attributes:
-      place: of the stage in the configuration.
-      stage: its name.
-      kind: of the stage.
-      model: which model.
-      runs: (run, row) of each.
-      values: the numbers, an array with one for each run that has it.
-      files: the exported files.
-    """
-
-    place: int
-    stage: str
-    kind: str
-    model: str
-    runs: tuple[tuple[Run, Row], ...]
-    values: dict[str, np.ndarray]
-    files: tuple["File", ...]
-
-    @property
-    def title(self) -> str:
-        """The stage, with its kind where the name does not tell."""
-        kind = "" if self.kind in self.stage else f" ({self.kind})"
-        return f"{self.stage}{kind}"
-
-
-class File(NamedTuple):
-    """An exported file, of all runs that have it."""
-
-    path: str
     format: str
     values: dict[str, np.ndarray]
 
+
+@dataclasses.dataclass(frozen=True)
+class MergedRow:
+    """A row of results.json, of all runs that have it.
+
+    Attributes:
+      stage: the stage's name.
+      kind: of the stage.
+      model: the model's name.
+      runs: the row of each run, by the run's place in the group.
+      values: each number of the row, for the runs where it is known.
+      files: the exported files.
+    """
+
+    stage: str
+    kind: str
+    model: str
+    runs: dict[int, ResultRow]
+    values: dict[str, np.ndarray]
+    files: list[MergedFile]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunGroup:
+    """Runs of one configuration.
+
+    Attributes:
+      name: its heading; no other group has the same.
+      runs: by seed.
+      rows: of results.json, in the order of the stages.
+    """
+
+    name: str
+    runs: list[RunRecord]
+    rows: list[MergedRow]
+
     @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.path.rpartition("/")[2]
+    def teacher(self) -> MergedRow | None:
+        """The teacher at the end, or None."""
+        names = {run.results.teacher for run in self.runs}
+        return next((row for row in reversed(self.rows) if row.model in names), None)
+
+    @property
+    def student(self) -> MergedRow | None:
+        """The model that was changed last, if possible not the teacher."""
+        names = {run.results.teacher for run in self.runs}
+        others = [row for row in self.rows if row.model not in names]
+        return next(reversed(others or self.rows), None)
+
+    @property
+    def whose(self) -> str:
+        """What to add to the heading of a part that shows the first run alone."""
+        return f" (seed {self.runs[0].seed})" if len(self.runs) > 1 else ""
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages with rows in metrics.jsonl, in order."""
+        found = (str(row.get("stage")) for run in self.runs for row in run.metrics)
+        return list(dict.fromkeys(found))
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Groups of runs, in the order of their first ones."""
-    found: dict[str, list[Run]] = {}
+def group_runs(runs: Sequence[RunRecord]) -> tuple[list[RunGroup], list[str]]:
+    """Return groups in the order of their first runs, and what is doubtful of them."""
+    found: dict[str, list[RunRecord]] = {}
     for run in runs:
         found.setdefault(_identity(run), []).append(run)
-    groups = []
     names = [members[0].name for members in found.values()]
+    groups, notes = [], []
     for place, members in enumerate(found.values()):
         name = names[place]
         if names.count(name) > 1:
             name = f"{name} {_letter(names[:place].count(name))}"
         members = sorted(members, key=lambda run: (len(run.seed), run.seed))
         seeds = [run.seed for run in members]
-        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-        notes = tuple(
+        notes += [
             f"{name}: the seed {seed} is there more than once, so the deviation over "
             "seeds is too small."
-            for seed in twice
-        )
-        groups.append(Group(name, tuple(members), notes))
-    return groups
+            for seed in sorted(set(seeds))
+            if seeds.count(seed) > 1
+        ]
+        groups.append(RunGroup(name, members, merge_rows(members)))
+    return groups, notes
 
 
-def merged(group: Group) -> list[Merged]:
-    """The rows of results.json, in the order of the stages."""
-    found: dict[tuple[int, str, str, str], list[tuple[Run, Row]]] = {}
-    for run in group.runs:
-        for row in run.rows:
-            stage, kind, model = (str(row.get(k)) for k in ("stage", "kind", "model"))
-            key = (int(number(row.get("index")) or 0), stage, kind, model)
-            found.setdefault(key, []).append((run, row))
+def merge_rows(runs: Sequence[RunRecord]) -> list[MergedRow]:
+    """Return the rows of results.json of runs of one configuration."""
+    found: dict[tuple[int, str, str, str], dict[int, ResultRow]] = {}
+    for place, run in enumerate(runs):
+        for row in run.results.rows:
+            key = (row.index, row.stage, row.kind, row.model)
+            found.setdefault(key, {})[place] = row
     return [
-        Merged(*key, tuple(pairs), _values([row for _, row in pairs]), _files(pairs))
-        for key, pairs in sorted(found.items(), key=lambda item: item[0][0])
+        MergedRow(*key[1:], rows, _values(list(rows.values())), _files(rows.values()))
+        for key, rows in sorted(found.items(), key=lambda item: item[0][0])
     ]
 
 
-def student(group: Group, rows: Sequence[Merged]) -> str | None:
-    """The model that the run is about: the last one changed, if not the teacher."""
-    others = [row.model for row in rows if row.model != group.teacher]
-    return others[-1] if others else None
+def differences(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
+    """Return a row for each key that the configurations differ in.
 
-
-def last(rows: Sequence[Merged], model: str | None) -> Merged | None:
-    """The last row of a model."""
-    return next((row for row in reversed(rows) if row.model == model), None)
-
-
-def differences(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """The keys that configurations differ in, one row each."""
-    flat = [dict(_flat(group.runs[0].config or {})) for group in groups]
-    parts = [_parts(config) for config in flat]
-    common = set.intersection(*map(set, parts))
-    # A stage or a model that some do not have is one row, with its kind.
-    flat = [
-        {key: value for key, value in config.items() if _part(key) in common}
-        | {key: value for key, value in part.items() if key not in common}
-        for config, part in zip(flat, parts, strict=True)
-    ]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    for key in ("seed", "out", "name"):
-        keys.pop(key, None)
-    rows = []
-    for key in keys:
-        values = [_said(config[key]) if key in config else MISSING for config in flat]
-        if len(set(values)) > 1:
+    A stage or model that some do not have is one row, with its kind.
+    """
+    flat = [dict(_flatten(group.runs[0].config or {})) for group in groups]
+    part = lambda key: ".".join(key.split(".")[:2])
+    common = set.intersection(*({part(key) for key in config} for config in flat))
+    short: list[dict[str, Any]] = []
+    for config in flat:
+        short.append({})
+        for key, value in config.items():
+            short[-1].setdefault(key if part(key) in common else part(key), value)
+    keys = dict.fromkeys(key for config in short for key in config)
+    table = []
+    for key in keys.keys() - {"seed", "out", "name"}:
+        text = lambda value: (
+            value if isinstance(value, str) else json.dumps(value, default=str)
+        )
+        cells = [text(config[key]) if key in config else MISSING for config in short]
+        if len(set(cells)) > 1:
             names = [group.name for group in groups]
-            rows.append({"key": key, **dict(zip(names, values, strict=True))})
-    return rows
+            table.append({"key": key, **dict(zip(names, cells, strict=True))})
+    return sorted(table, key=lambda row: list(keys).index(row["key"]))
 
 
-def _values(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    return {key: _column(rows, key) for key in (*_NUMBERS, "images/s")}
+def _values(rows: Sequence[msgspec.Struct]) -> dict[str, np.ndarray]:
+    """Each number of some rows, for those where it is known."""
+    columns = {}
+    for field in rows[0].__struct_fields__:
+        values = [getattr(row, field) for row in rows]
+        numbers = [v for v in values if isinstance(v, int | float)]
+        columns[field] = np.asarray(numbers, float)
+    return columns
 
 
-def _column(rows: Sequence[Row], key: str) -> np.ndarray:
-    values = [number(row.get(key)) for row in rows]
-    return np.asarray([value for value in values if value is not None], float)
+def _files(rows: Any) -> list[MergedFile]:
+    found: dict[tuple[str, str], list[msgspec.Struct]] = {}
+    for row in rows:
+        for file in row.files:
+            found.setdefault((file.path, file.format), []).append(file)
+    return [
+        MergedFile(path.rpartition("/")[2], format, _values(files))
+        for (path, format), files in found.items()
+    ]
 
 
-def _files(pairs: Sequence[tuple[Run, Row]]) -> tuple[File, ...]:
-    found: dict[tuple[str, str], list[Row]] = {}
-    for _, row in pairs:
-        files = row.get("files")
-        for file in files if isinstance(files, list) else ():
-            if isinstance(file, dict):
-                key = (str(file.get("path")), str(file.get("format")))
-                found.setdefault(key, []).append(file)
-    keys = ("bytes", "milliseconds", "difference", "accuracy", "nll")
-    return tuple(
-        File(*key, {name: _column(files, name) for name in keys})
-        for key, files in found.items()
-    )
-
-
-def _identity(run: Run) -> str:
+def _identity(run: RunRecord) -> str:
     """The same for runs that differ in the seed alone."""
     if run.config is None:
         return f"path {run.path.resolve()}"
     config = {k: v for k, v in run.config.items() if k not in ("seed", "out")}
-    data = run.facts.get("data")
-    seen = data.get("fingerprint") if isinstance(data, Mapping) else None
-    return json.dumps([config, seen], sort_keys=True, default=str)
+    return json.dumps(
+        [config, run.facts.data.get("fingerprint")], sort_keys=True, default=str
+    )
 
 
 def _letter(place: int) -> str:
     return chr(ord("A") + place) if place < 26 else str(place + 1)
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a configuration; a stage is called by its name."""
+def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a configuration, in whose keys a stage has its name."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = {stage.get("name", i): stage for i, stage in enumerate(value)}
     if isinstance(value, dict) and value:
         for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else name)
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        for place, item in enumerate(value):
-            name = item.get("name", place) if isinstance(item, dict) else place
-            yield from _flat(item, f"{key}.{name}")
+            yield from _flatten(item, f"{key}.{name}" if key else str(name))
     else:
         yield key, value
-
-
-def _parts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The stages and models, each with its first value, which is the kind."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found.setdefault(_part(key), value)
-    return found
-
-
-def _part(key: str) -> str:
-    """The stage or model a key is of."""
-    return ".".join(key.split(".")[:2])
-
-
-def _said(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)

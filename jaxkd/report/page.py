@@ -1,187 +1,171 @@
-"""Blocks as HTML and as Markdown. Nothing a run says is trusted to be harmless."""
+"""Write the report of runs: `report.html` and `results.md`."""
 
-import html as entities
-import importlib.resources
+import functools
+import hashlib
+import html
+import os
+import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from jaxkd.report import tables
-from jaxkd.report.blocks import (
-    Block,
-    Details,
-    Heading,
-    Note,
-    Picture,
-    Raw,
-    Table,
-    Text,
-    Tiles,
-)
-from jaxkd.report.tables import clean
+import jinja2
+from markupsafe import Markup
 
-MARK = "<!-- written by jaxkd report -->"  # by which its own file is recognised
-# Nothing is fetched and no script runs, whatever the text says.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+from jaxkd import store
+from jaxkd.report import history, predictions, results, tables
+from jaxkd.report.merging import RunGroup, differences, group_runs
+from jaxkd.report.reading import read
+
+PAGE, TABLES = "report.html", "results.md"
+# A comment at the end of each file, in HTML and Markdown; its SHA-256 follows.
+_SEAL = "\n<!-- written by jaxkd report, sha256 "
 
 
-def html(title: str, blocks: Sequence[Block]) -> str:
-    """A whole page that needs nothing but itself."""
-    style = importlib.resources.files("jaxkd.report").joinpath("style.css").read_text()
-    body = "\n".join(_html(block) for block in blocks)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="generator" content="jaxkd report">\n'
-        f"<title>{escape(title)}: report</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+def write(
+    runs: Sequence[str | os.PathLike], out: str | os.PathLike | None = None
+) -> list[pathlib.Path]:
+    """Write the report of one run, or of several beside each other.
 
+    Runs whose configurations differ in the seed alone are one row: a mean and its
+    sample standard deviation. What a run does not have (a stage not done, a teacher,
+    exported files) is left out, and the report says so. The same runs give the same
+    bytes.
 
-def markdown(title: str, blocks: Sequence[Block]) -> str:
-    """The same in GitHub's Markdown; charts are links to `pictures/`."""
-    return "\n".join(
-        [
-            f"# {marked(title)}\n\n{MARK}\n",
-            *(f"{_markdown(block)}\n" for block in blocks),
-        ]
-    )
+    Args:
+      runs: run directories; the format is that of `jaxkd.pipeline`.
+      out: the folder for the report; by default the first run.
 
+    Returns:
+      The files: `report.html`, one page that needs no network and no scripts, and
+      `results.md`, its tables of results.
 
-def escape(text: object) -> str:
-    """Text as HTML, also within quotes.
-
-    >>> escape("<b>'x'")
-    '&lt;b&gt;&#x27;x&#x27;'
+    Raises:
+      ValueError: if `runs` is empty, or something is not a run directory or is damaged
+        or of another format; if a file of the same name exists, and is not as an
+        earlier report left it.
+      OSError: if `out` cannot be written.
     """
-    return entities.escape(clean(text))
+    if isinstance(runs, str | os.PathLike):
+        raise ValueError(f"runs must be a sequence of run directories, got {runs!r}")
+    places = {pathlib.Path(run).resolve(): pathlib.Path(run) for run in runs}
+    if not places:
+        raise ValueError("runs must name at least one run directory, got none")
+    records = [read(place) for place in places.values()]
+    groups, doubts = group_runs(records)
+    title = ", ".join(dict.fromkeys(group.runs[0].name for group in groups))
+    notes = [note for run in records for note in run.notes] + doubts
+    folder = pathlib.Path(next(iter(places.values())) if out is None else out)
+    texts = {
+        PAGE: render(title, groups, notes),
+        TABLES: results_markdown(title, groups, notes),
+    }
+    for name in texts:
+        _require_ours(folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        store.write_file(folder / name, _seal(text.encode(errors="replace")))
+    return [folder / name for name in texts]
 
 
-def marked(text: object) -> str:
-    r"""Text as Markdown, of one line, that says what it says.
+def render(title: str, groups: Sequence[RunGroup], notes: Sequence[str]) -> str:
+    """Return the page."""
+    several = len(groups) > 1
+    return _template().render(
+        title=title,
+        notes=notes,
+        comparison=results.comparison(groups) if several else [],
+        differences=differences(groups) if several else [],
+        sizes=results.size_chart(groups) if several else None,
+        groups=[
+            {
+                "name": group.name if several else "",
+                "whose": group.whose,
+                **results.sections(group),
+                **predictions.sections(group),
+                **history.sections(group),
+            }
+            for group in groups
+        ],
+    )
 
-    >>> print(marked("a|b<i>[c]*"))
+
+def results_markdown(
+    title: str, groups: Sequence[RunGroup], notes: Sequence[str]
+) -> str:
+    """Return the tables of results as Markdown."""
+    parts = [f"# {escape_markdown(title)}"]
+    parts += [f"> {escape_markdown(note)}" for note in notes]
+    if len(groups) > 1:
+        parts += [_markdown(results.comparison(groups)), _markdown(differences(groups))]
+    for group in groups:
+        found = results.sections(group)
+        parts += [f"## {escape_markdown(group.name)}"] if len(groups) > 1 else []
+        parts += [
+            _markdown(found.get("table", [])),
+            escape_markdown(found.get("over", "")),
+        ]
+        parts += [escape_markdown(f"{s}: {text}") for s, text in found["pending"]]
+        parts += [_markdown(found.get("files", []))]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def escape_markdown(text: object) -> str:
+    r"""Return text for one line of Markdown, also in a cell of a table.
+
+    >>> print(escape_markdown("a|b<i>[c]*"))
     a\|b&lt;i&gt;\[c\]\*
     """
-    line = " ".join(clean(text).split())
-    return re.sub(r"([\\`*\[\]|~])", r"\\\1", entities.escape(line, quote=False))
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
 
 
-def inline(svg: str, name: str) -> str:
-    """A chart for the page: its names are its own, its colours are the page's."""
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
-    for place, color in enumerate(PALETTE):
-        svg = svg.replace(color, f"var(--c{place})")
-    return svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
-
-
-def standalone(svg: str) -> str:
-    """A chart as a file: readable where the page around it is dark."""
-    return svg.replace("<svg ", '<svg style="background:#ffffff" ', 1)
-
-
-# As in style.css; after Okabe and Ito, whose colours the colour-blind tell apart.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8578a", "#c98a00", "#3a9bd9", "#7a5195")
-INK, GRID = "#1c2024", "#d3d7dc"
-
-
-def _html(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"<h{level}>{escape(text)}</h{level}>"
-        case Text(text):
-            return f"<p>{escape(text)}</p>"
-        case Note(text):
-            return f'<p class="note" role="note">{escape(text)}</p>'
-        case Tiles(tiles):
-            return _tiles(tiles)
-        case Table():
-            return _table(block)
-        case Picture(name, svg, alt, caption):
-            label = f'<svg role="img" aria-label="{escape(alt)}" '
-            drawn = inline(svg, name).replace("<svg ", label, 1)
-            said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-            return f"<figure>{drawn}{said}</figure>"
-        case Raw(text, _):
-            return text
-        case Details(summary, text):
-            return (
-                f"<details><summary>{escape(summary)}</summary>"
-                f"<pre>{escape(text)}</pre></details>"
-            )
-
-
-def _tiles(tiles: Sequence[tuple[str, str, str]]) -> str:
-    items = "".join(
-        f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd>"
-        f'<dd class="remark">{escape(remark)}</dd></div>'
-        for what, value, remark in tiles
-    )
-    return f'<dl class="tiles">{items}</dl>'
-
-
-def _table(table: Table) -> str:
-    columns = list(table.rows[0])
-    side = lambda place: ' class="word"' if place < table.left else ""
-    head = "".join(
-        f'<th scope="col"{side(i)}>{escape(column)}</th>'
-        for i, column in enumerate(columns)
-    )
-    kinds = list(table.kinds) or [""] * len(table.rows)
-    body = "".join(
-        _row(row, columns, table.left, kind)
-        for row, kind in zip(table.rows, kinds, strict=True)
-    )
-    return (
-        f'<div class="wide"><table><caption>{escape(table.caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+def _markdown(rows: Sequence[results.TableRow]) -> str:
+    escape = escape_markdown
+    if not rows:
+        return ""
+    return tables.markdown(
+        [{escape(k): escape(row.get(k, "")) for k in rows[0]} for row in rows]
     )
 
 
-def _row(row: Mapping[str, str], columns: Sequence[str], left: int, kind: str) -> str:
-    cells = []
-    for place, column in enumerate(columns):
-        text = escape(row.get(column, ""))
-        # The deviation may go below the mean where the page is narrow.
-        text = re.sub(r" ± (\S+)", r' <span class="sd">± \1</span>', text)
-        if place == 0:
-            cells.append(f'<th scope="row">{text}</th>')
-        else:
-            word = ' class="word"' if place < left else ""
-            cells.append(f"<td{word}>{text}</td>")
-    return (
-        f"<tr{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{''.join(cells)}</tr>"
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxkd.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.ChainableUndefined,  # what a run does not have
     )
+    environment.filters["deviation"] = _deviation
+    return environment.get_template("template.html")
 
 
-def _markdown(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"{'#' * level} {marked(text)}"
-        case Text(text):
-            return marked(text)
-        case Note(text):
-            return f"> {marked(text)}"
-        case Tiles(tiles):
-            return "\n".join(
-                f"* {marked(what)}: **{marked(value)}**"
-                + (f", {marked(remark)}" if remark else "")
-                for what, value, remark in tiles
-            )
-        case Table(rows, caption):
-            cells = [
-                {marked(column): marked(row.get(column, "")) for column in rows[0]}
-                for row in rows
-            ]
-            return f"{marked(caption)}\n\n{tables.markdown(cells)}"
-        case Picture(name, _, alt, caption):
-            image = f"![{marked(alt)}](pictures/{name}.svg)"
-            return f"{image}\n\n{marked(caption)}" if caption else image
-        case Raw(_, text):
-            return text
-        case Details(summary, text):
-            fence = "`" * (3 + max(map(len, re.findall("`+", text)), default=0))
-            return f"{marked(summary)}:\n\n{fence}\n{clean(text).rstrip()}\n{fence}"
+def _deviation(text: Any) -> Markup:
+    """Let the deviation go below the mean where the page is narrow."""
+    escaped = str(Markup.escape(text))
+    return Markup(re.sub(r" ± (\S+)", r' <span class="sd">± \1</span>', escaped))
+
+
+def _require_ours(path: pathlib.Path) -> None:
+    """Refuse to replace a file that is no report, or was changed since."""
+    if path.is_symlink() or (path.exists() and not _is_ours(path)):
+        raise ValueError(
+            f"{path} was not written by jaxkd report, or was changed since, and is not "
+            "replaced: move it away, or name another folder with --to"
+        )
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    """Whether a file ends in the checksum of what is before it."""
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    text, _, _ = content.rpartition(_SEAL.encode())
+    return bool(text) and content == _seal(text)
+
+
+def _seal(content: bytes) -> bytes:
+    """Return the content with its own checksum, by which it is recognised."""
+    return content + f"{_SEAL}{hashlib.sha256(content).hexdigest()} -->\n".encode()

@@ -1,249 +1,215 @@
 """Read a run directory, finished or not."""
 
+import dataclasses
+import functools
 import json
 import os
 import pathlib
 import tomllib
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from jaxkd import store
-
-FORMAT = 1
-Row = dict[str, Any]
+from jaxkd.report import rows
 
 
-class Run(NamedTuple):
-    """A run.
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunRecord:
+    """What a run directory holds.
 
     Attributes:
-      path: its directory.
-      facts: run.json, or {}.
-      config: config.toml, or None.
-      config_text: the same as it is written, or "".
-      metrics: the rows of metrics.jsonl that are whole.
-      results: results.json, or {}.
-      notes: what is missing or in doubt, in sentences.
+      path: the directory.
+      facts: run.json.
+      config: config.toml, or None if it is missing or damaged.
+      config_text: the same as it is written.
+      metrics: the rows of metrics.jsonl.
+      results: results.json.
+      notes: what is missing or damaged, in sentences.
     """
 
     path: pathlib.Path
-    facts: Row
-    config: Row | None
+    facts: rows.RunFacts
+    config: dict[str, Any] | None
     config_text: str
-    metrics: list[Row]
-    results: Row
-    notes: tuple[str, ...]
+    metrics: list[dict[str, Any]]
+    results: rows.RunResults
+    notes: list[str]
 
     @property
     def name(self) -> str:
         """The configuration's name, or the directory's."""
-        name = self.results.get("name") or self.facts.get("name")
-        return str(name or (self.config or {}).get("name") or self.path.name)
+        named = (self.config or {}).get("name")
+        return str(self.results.name or self.facts.name or named or self.path.name)
 
     @property
     def seed(self) -> str:
         """The seed, or a question mark."""
-        found = [x.get("seed") for x in (self.results, self.facts, self.config or {})]
+        found = (self.results.seed, self.facts.seed, (self.config or {}).get("seed"))
         return str(next((seed for seed in found if seed is not None), "?"))
 
-    @property
-    def rows(self) -> list[Row]:
-        """The rows of results.json."""
-        return _objects(self.results.get("rows"))
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """The labels of the test images, int `[n]`, or None."""
+        return self.array("test/labels.npy")
+
+    @functools.cached_property
+    def images(self) -> np.ndarray | None:
+        """The first of the test images, uint8 `[n, h, w, c]`, or None."""
+        found = self.array("test/images.npy")
+        # Only pictures can be shown: not sequences, and not images of other types.
+        fits = found is not None and found.ndim == 4 and found.dtype == np.uint8
+        return found if fits else None
+
+    def logits(self, row: rows.ResultRow | None) -> np.ndarray | None:
+        """Return the logits after a stage, float `[n, classes]`, or None."""
+        if row is None or self.labels is None:
+            return None
+        found = self.array(f"{row.directory}/logits.npy")
+        if found is None or found.ndim != 2 or len(found) != len(self.labels):
+            return None
+        return found.astype(np.float64)
+
+    def array(self, name: str) -> np.ndarray | None:
+        """Return an array of the directory; None if it is missing or damaged."""
+        sha256 = self.checksums.get(name)
+        try:
+            if sha256 is not None and store.sha256(self.path / name) != sha256:
+                return None
+            return np.load(self.path / name, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
 
     @property
-    def stages(self) -> list[Row]:
-        """The stages of the configuration, done or not."""
-        return _objects((self.config or {}).get("stages"))
+    def checksums(self) -> dict[str, str]:
+        """The recorded SHA-256 of arrays, by name."""
+        logits = {
+            f"{row.directory}/logits.npy": row.logits_sha256
+            for row in self.results.rows
+            if row.logits_sha256 is not None
+        }
+        return {**self.facts.sha256, **logits}
+
+    def stage_metrics(self, stage: str, key: str) -> list[dict[str, Any]]:
+        """Return the rows of metrics.jsonl of a stage that have a key."""
+        return [r for r in self.metrics if r.get("stage") == stage and key in r]
+
+    def pending(self) -> dict[str, str]:
+        """Return the stages that have no results yet, with a sentence for each."""
+        if self.results.finished:
+            return {}
+        done = {row.stage for row in self.results.rows}
+        begun = {row.get("stage") for row in self.metrics}
+        names = [str(stage.get("name")) for stage in (self.config or {})["stages"]]
+        state = lambda name: "not finished" if name in begun else "not run"
+        return {
+            name: f"This stage has {state(name)} yet."
+            for name in names
+            if name not in done
+        }
 
 
-def read(path: str | os.PathLike) -> Run:
-    """Reads a run directory; what is missing or torn becomes a note.
+def read(path: str | os.PathLike) -> RunRecord:
+    """Read a run directory; what is missing or damaged becomes a note.
 
     Raises:
-      ValueError: if it is not a run directory, if run.json or results.json is damaged,
-        or if it is of another format.
+      ValueError: if it is not a run directory, or if run.json or results.json is
+        damaged or of another version.
     """
     path = pathlib.Path(path)
-    names = ("config.toml", "run.json", "results.json")
-    if not any((path / name).is_file() for name in names):
-        wanted = ", ".join(names)
-        raise ValueError(f"{path} is not a run directory: it has none of {wanted}")
+    wanted = ("config.toml", "run.json", "results.json")
+    if not any((path / name).is_file() for name in wanted):
+        raise ValueError(
+            f"{path} is not a run directory: it has none of {', '.join(wanted)}"
+        )
     notes: list[str] = []
-    facts, results = _json(path / "run.json"), _json(path / "results.json")
     text, config = _config(path / "config.toml", notes)
-    run = Run(
-        path, facts, config, text, _metrics(path / "metrics.jsonl", notes), results, ()
+    run = RunRecord(
+        path,
+        _optional(path / "run.json", rows.RunFacts),
+        config,
+        text,
+        _metrics(path / "metrics.jsonl", notes),
+        _optional(path / "results.json", rows.RunResults),
+        notes,
     )
-    _completeness(run, notes)
-    notes += _doubts(run)
-    return run._replace(notes=tuple(f"{path}: {note}" for note in notes))
+    notes += _problems(run)
+    return dataclasses.replace(run, notes=[f"{path}: {note}" for note in notes])
 
 
-def labels(run: Run) -> np.ndarray | None:
-    """Return the labels of the test images, int `[n]`, or None."""
-    found = _known(run, "test/labels.npy")
-    return found if found is not None and found.ndim == 1 and _whole(found) else None
-
-
-def images(run: Run) -> np.ndarray | None:
-    """Return the first of the test images, uint8 `[n, h, w, c]`, or None."""
-    found = _known(run, "test/images.npy")
-    fits = found is not None and found.ndim == 4 and found.dtype == np.uint8
-    return found if fits else None
-
-
-def logits(run: Run, row: Row) -> np.ndarray | None:
-    """Return the logits of a row of results.json, float `[n, classes]`, or None."""
-    found = array(run, f"{row.get('directory')}/logits.npy", row.get("logits_sha256"))
-    known = labels(run)
-    if found is None or known is None or found.ndim != 2 or found.dtype.kind != "f":
-        return None
-    # A label without a class would be a wrong index further on.
-    fits = len(found) == len(known) > 0 <= known.min() and known.max() < found.shape[1]
-    return found.astype(np.float64) if fits else None
-
-
-def classes(run: Run, number: int) -> list[str]:
-    """The names of so many classes; numbers where there are no names."""
-    data = run.facts.get("data")
-    names = data.get("classes") if isinstance(data, dict) else None
-    if not isinstance(names, list) or len(names) != number:
-        return [str(i) for i in range(number)]
-    return [str(name) for name in names]
-
-
-def array(run: Run, name: str, sha256: Any = None) -> np.ndarray | None:
-    """Return an array of the directory; None if it is missing or damaged.
-
-    Args:
-      run: the run.
-      name: of the file, relative to its directory.
-      sha256: the checksum that the run recorded; None is not compared.
-    """
-    path = run.path / name
+def _optional(path: pathlib.Path, kind: type[rows.RowOf]) -> rows.RowOf:
+    """A file, or an empty one if the run has not come to write it."""
     try:
-        if not path.resolve().is_relative_to(run.path.resolve()):
-            return None
-        if sha256 is not None and store.sha256(path) != sha256:
-            return None
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-
-
-def _known(run: Run, name: str) -> np.ndarray | None:
-    """An array whose checksum run.json records."""
-    return array(run, name, _sums(run).get(name))
-
-
-def _sums(run: Run) -> Row:
-    sums = run.facts.get("sha256")
-    return sums if isinstance(sums, dict) else {}
-
-
-def json_file(run: Run, name: str) -> Row:
-    """A JSON object of the directory; {} if it is not there or not whole."""
-    try:
-        return _json(run.path / name)
-    except (OSError, ValueError):
-        return {}
-
-
-def number(value: Any) -> float | None:
-    """Return a number as a float; None for all else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # a whole number of more than 308 digits
-        return None
-
-
-def _objects(value: Any) -> list[Row]:
-    items = value if isinstance(value, list) else []
-    return [item for item in items if isinstance(item, dict)]
-
-
-def _whole(array: np.ndarray) -> bool:
-    return bool(np.issubdtype(array.dtype, np.integer))
-
-
-def _json(path: pathlib.Path) -> Row:
-    """A JSON file of this format; {} if there is none."""
-    try:
-        found = store.read_json(path, "python -m jaxkd resume RUN writes it again")
+        return rows.read(path, kind)
     except FileNotFoundError:
-        return {}
-    if path.name in ("run.json", "results.json") and found.get("format") != FORMAT:
-        got = found.get("format")
-        raise ValueError(f"{path} is of format {got!r}, and this reads {FORMAT}")
+        return kind(format=1)
+
+
+def _config(path: pathlib.Path, notes: list[str]) -> tuple[str, dict[str, Any] | None]:
+    try:
+        text = path.read_text()
+        config = tomllib.loads(text)
+        config.setdefault("stages", [])
+        return text, config
+    except FileNotFoundError:
+        notes.append(
+            "config.toml is missing, so the run is not merged with other seeds."
+        )
+    except ValueError as error:
+        notes.append(f"config.toml is damaged: {error}.")
+    return "", None
+
+
+def _metrics(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        notes.append("metrics.jsonl is missing, so there are no curves.")
+        return []
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            kind = next((k for key, k in _KINDS.items() if key in row), dict[str, Any])
+            msgspec.convert(row, kind)
+            found.append(row)
+        except ValueError as error:
+            notes.append(
+                f"line {number} of metrics.jsonl is damaged and left out: {error}."
+            )
     return found
 
 
-def _config(path: pathlib.Path, notes: list[str]) -> tuple[str, Row | None]:
-    try:
-        text = path.read_text()
-    except (OSError, ValueError):
-        notes.append("there is no config.toml, so it is not merged with other seeds.")
-        return "", None
-    try:
-        return text, tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        notes.append(f"config.toml is damaged: {error}.")
-        return text, None
+_KINDS = {
+    "epoch": dict[str, float | str | None],
+    "trial": rows.TrialRow,
+    "dropped": rows.PruneRow,
+}
 
 
-def _metrics(path: pathlib.Path, notes: list[str]) -> list[Row]:
-    """The rows that are whole."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        notes.append("there is no metrics.jsonl, so it has no curves.")
-        return []
-    rows = []
-    for place, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            notes.append(f"line {place} of metrics.jsonl is damaged and left out.")
-            continue
-        rows += [row] if isinstance(row, dict) else []
-    return rows
-
-
-def _completeness(run: Run, notes: list[str]) -> None:
-    done = len({str(row.get("index")) for row in run.rows if row.get("index") != -1})
-    if not run.results.get("finished"):
-        total = f" of its {len(run.stages)}" if run.stages else ""
+def _problems(run: RunRecord) -> list[str]:
+    """What is unfinished, damaged or contradictory, in sentences."""
+    notes = []
+    if not run.results.finished:
+        done = len({row.index for row in run.results.rows if row.index >= 0})
+        total = f" of its {len(run.config['stages'])}" if run.config else ""
         notes.append(
             f"the run has not finished: it has results of {done}{total} stages."
         )
-    if run.rows and labels(run) is None:
-        notes.append("there are no test labels, so its predictions are not shown.")
-
-
-def _doubts(run: Run) -> list[str]:
-    """Damaged arrays, and rows whose accuracy is not that of their logits."""
-    sums = dict(_sums(run))
-    for row in run.rows:
-        if row.get("logits_sha256") is not None:
-            sums[f"{row.get('directory')}/logits.npy"] = row["logits_sha256"]
-    notes = [
+    if run.results.rows and run.labels is None:
+        notes.append("there are no test labels, so predictions are not shown.")
+    notes += [
         f"{name} is damaged and left out; resume the run, which writes it again."
-        for name, sha256 in sums.items()
-        if os.path.isfile(run.path / name) and array(run, name, sha256) is None
+        for name in run.checksums
+        if (run.path / name).is_file() and run.array(name) is None
     ]
-    known = labels(run)
-    for row in run.rows if known is not None else ():
-        said, found = number(row.get("accuracy")), logits(run, row)
-        if found is None or said is None:
+    for row in run.results.rows:
+        logits = run.logits(row)
+        if logits is None:
             continue
-        seen = float(np.mean(found.argmax(-1) == known))
-        if abs(seen - said) > 1e-5:
+        accuracy = float(np.mean(logits.argmax(-1) == run.labels))
+        if abs(accuracy - row.accuracy) > 1e-5:
             notes.append(
-                f"results.json says {said:.4f} is the accuracy after "
-                f"{row.get('stage')}, its logits.npy says {seen:.4f}."
+                f"the accuracy after {row.stage} is {row.accuracy:.4f} by results.json,"
+                f" but {accuracy:.4f} by its logits.npy."
             )
     return notes

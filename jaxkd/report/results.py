@@ -1,263 +1,263 @@
-"""What came out: the figures that matter most, the tables, accuracy against size."""
+"""The numbers of a run: what matters most, the tables, accuracy against size."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from jaxkd.report import charts
-from jaxkd.report.blocks import MISSING, Block, Heading, Picture, Table, Text, Tiles
-from jaxkd.report.merging import Group, Merged, differences, last, merged, student
-from jaxkd.report.reading import number
+from jaxkd.report.merging import MISSING, MergedRow, RunGroup
 from jaxkd.report.tables import mean_sd
 
+TableRow = dict[str, str]
 _MINUS = "\u2212"
-_EXPLAINED = (
-    "Measured on the test images. NLL: negative log-likelihood in nats; ECE: expected "
-    "calibration error; agreement: share of images on which the model names the "
-    "teacher's class; MACs: multiply-accumulates for one image; bytes: of the "
-    "variables, or of the file; latency: one image, one thread; images/s: in training."
-)
 
 
-def blocks(group: Group, name: str) -> list[Block]:
-    """The results of runs of one configuration."""
-    rows = merged(group)
-    if not rows:
-        return [Text("No model has been measured yet.")]
+def sections(group: RunGroup) -> dict[str, Any]:
+    """Return what the template shows of results."""
     n = len(group.runs)
-    over = f" Mean ± sample standard deviation over {n} seeds." if n > 1 else ""
-    made: list[Block] = [Tiles(_tiles(group, rows))]
-    table, kinds = stages(group, rows)
-    made += [
-        Heading("Results", 3),
-        Table(table, f"The models after each stage.{over}", 2, kinds),
-        Text(_EXPLAINED),
+    pending = [
+        (f"{stage} (seed {run.seed})" if n > 1 else stage, sentence)
+        for run in group.runs
+        for stage, sentence in run.pending().items()
     ]
-    picture = sizes({group.name: rows}, f"{name}-sizes")
-    made += [] if picture is None else [Heading("Accuracy against size", 3), picture]
-    exported = files(rows)
-    if exported:
-        caption = (
-            "Each file is measured by its own runtime. Parity: the largest difference "
-            "of its logits to those of JAX on test images."
+    made: dict[str, Any] = {"pending": pending}
+    if group.rows:
+        made["tiles"] = tiles(group)
+        made["table"], made["kinds"] = stage_table(group)
+        made["over"] = (
+            f" Mean ± sample standard deviation over {n} seeds." if n > 1 else ""
         )
-        made += [Heading("Exported files", 3), Table(exported, caption, 3)]
+        made["files"] = file_table(group.rows)
+        made["sizes"] = size_chart([group])
     return made
 
 
-def stages(
-    group: Group, rows: Sequence[Merged]
-) -> tuple[list[dict[str, str]], list[str]]:
-    """The table of the stages and their files, and the kind of each row."""
+def stage_table(group: RunGroup) -> tuple[list[TableRow], list[str]]:
+    """Return a row for each stage and exported file, and the kind of each row."""
     table, kinds = [], []
-    for row in rows:
+    for row in group.rows:
+        kind = "" if row.kind in row.stage else f" ({row.kind})"
         partly = len(row.runs) < len(group.runs)
         some = f", {len(row.runs)} of {len(group.runs)} runs" if partly else ""
         table.append(
             {
-                "after": f"{row.title}{some}",
+                "after": f"{row.stage}{kind}{some}",
                 "model": row.model,
-                "accuracy %": _shown(row.values, "accuracy", 100),
-                "NLL": _shown(row.values, "nll", 1, 4),
-                "ECE %": _shown(row.values, "ece", 100),
-                "agreement %": _shown(row.values, "agreement", 100),
-                "parameters": _count(row.values, "parameters"),
-                "MACs": _count(row.values, "macs"),
-                "bytes": _count(row.values, "bytes"),
+                **_quality(row.values),
+                **_size(row.values),
                 "latency ms": "",
-                "images/s": _count(row.values, "images/s"),
+                "images/s": count(row.values["images_per_second"]),
             }
         )
-        kinds.append("teacher" if row.model == group.teacher else "")
+        taught = group.teacher is not None and row.model == group.teacher.model
+        kinds.append("teacher" if taught else "")
         for file in row.files:
             table.append(
                 {
                     "after": file.name,
                     "model": row.model,
-                    "accuracy %": _shown(file.values, "accuracy", 100),
-                    "NLL": _shown(file.values, "nll", 1, 4),
-                    "bytes": _count(file.values, "bytes"),
-                    "latency ms": _shown(file.values, "milliseconds", 1, 3),
+                    "accuracy %": number(file.values["accuracy"], 100),
+                    "NLL": number(file.values["nll"], 1, 4),
+                    "bytes": count(file.values["bytes"]),
+                    "latency ms": number(file.values["milliseconds"], 1, 3),
                 }
             )
             kinds.append("file")
     return table, kinds
 
 
-def files(rows: Sequence[Merged]) -> list[dict[str, str]]:
-    """The table of the exported files."""
+def file_table(rows: Sequence[MergedRow]) -> list[TableRow]:
+    """Return a row for each exported file."""
     table = []
     for row in rows:
         for file in row.files:
-            both = (file.values["accuracy"], row.values["accuracy"])
-            lost = _points(np.subtract(*both) if len(both[0]) == len(both[1]) else ())
+            ours, theirs = file.values["accuracy"], row.values["accuracy"]
+            gaps = ours - theirs if len(ours) == len(theirs) else ours[:0]
+            worst = file.values["difference"]
             table.append(
                 {
                     "file": file.name,
                     "model": row.model,
                     "format": file.format,
-                    "bytes": _count(file.values, "bytes"),
-                    "parity": _small(file.values["difference"]),
-                    "accuracy %": _shown(file.values, "accuracy", 100),
-                    "to JAX, points": lost,
-                    "NLL": _shown(file.values, "nll", 1, 4),
-                    "latency ms": _shown(file.values, "milliseconds", 1, 3),
+                    "bytes": count(file.values["bytes"]),
+                    "parity": f"{worst.max():.2g}" if len(worst) else MISSING,
+                    "accuracy %": number(ours, 100),
+                    "to JAX, points": points(gaps),
+                    "NLL": number(file.values["nll"], 1, 4),
+                    "latency ms": number(file.values["milliseconds"], 1, 3),
                 }
             )
     return table
 
 
-def comparison(groups: Sequence[Group]) -> list[Block]:
-    """Runs of several configurations beside each other."""
-    found = {group.name: merged(group) for group in groups}
-    table = [_compared(group, found[group.name]) for group in groups]
-    made: list[Block] = [
-        Heading("Comparison", 2),
-        Table(table, "The student after the last stage of each configuration.", 2),
-    ]
-    changed = differences(groups)
-    if changed:
-        made.append(
-            Table(changed, "What the configurations differ in.", len(groups) + 1)
+def comparison(groups: Sequence[RunGroup]) -> list[TableRow]:
+    """Return a row for each configuration: its student after the last stage."""
+    table = []
+    for group in groups:
+        row, taught = group.student, group.teacher
+        about = {"configuration": group.name, "after": row.stage if row else MISSING}
+        about["runs"] = str(len(group.runs))
+        if row is None:
+            table.append(about)
+            continue
+        quality = _quality(row.values)
+        theirs = number(taught.values["accuracy"], 100) if taught else MISSING
+        smallest = _smallest(row)
+        table.append(
+            {
+                **about,
+                "accuracy %": quality.pop("accuracy %"),
+                "teacher's": theirs,
+                **quality,
+                **_size(row.values),
+                "smallest file": smallest[1] if smallest else MISSING,
+            }
         )
-    picture = sizes(found, "comparison-sizes")
-    return made + ([] if picture is None else [picture])
+    # The columns of a table are the keys of its first row.
+    columns = dict.fromkeys(key for row in table for key in row)
+    return [{key: row.get(key, MISSING) for key in columns} for row in table]
 
 
-def sizes(found: Mapping[str, Sequence[Merged]], name: str) -> Picture | None:
-    """Accuracy against bytes of all stages and files."""
-    points = []
-    for group, rows in found.items():
-        for row in rows:
-            point = (row.values["bytes"], 100 * row.values["accuracy"])
-            if all(map(len, point)) and row.kind != "export":
-                label = f"{row.stage}, {row.model}"
-                points.append(charts.Point(group, label, row.model, False, *point))
-            for file in row.files:
-                point = (file.values["bytes"], 100 * file.values["accuracy"])
-                if all(map(len, point)):
-                    points.append(
-                        charts.Point(group, file.name, row.model, True, *point)
-                    )
-    if len(points) < 2:
+def size_chart(groups: Sequence[RunGroup]) -> Markup | None:
+    """Return accuracy against bytes, of stages and files; None of fewer than two.
+
+    Of one configuration each point has a colour; of several, each configuration has,
+    and the markers tell the stages.
+    """
+    dots: list[tuple[RunGroup, MergedRow | None, str, Mapping[str, np.ndarray]]] = []
+    for group in groups:
+        for row in group.rows:
+            if row.kind != "export":
+                dots.append((group, row, f"{row.stage}, {row.model}", row.values))
+            dots += [(group, None, file.name, file.values) for file in row.files]
+    dots = [dot for dot in dots if len(dot[3]["bytes"]) and len(dot[3]["accuracy"])]
+    if len(dots) < 2:
         return None
-    svg = charts.sizes(points)
-    if svg is None:
-        return None
-    said = "; ".join(
-        (f"{p.group}, " if len(found) > 1 else "")
-        + f"{p.label}: {p.bytes.mean():,.0f} bytes, {p.accuracy.mean():.2f} %"
-        for p in points
+    mean = lambda values: (values["bytes"].mean(), 100 * values["accuracy"].mean())
+    series, labels = [], list(dict.fromkeys(label for _, _, label, _ in dots))
+    for group in groups:
+        for model in dict.fromkeys(row.model for row in group.rows):
+            path = [
+                mean(values)
+                for of, row, _, values in dots
+                if of is group and row is not None and row.model == model
+            ]
+            if path:
+                x, y = zip(*path, strict=True)
+                series.append(charts.Series("", x, y, draw="arrows", color="grid"))
+    several = len(groups) > 1
+    for place, (group, stage, label, values) in enumerate(dots):
+        x, y = mean(values)
+        accuracy = 100 * values["accuracy"]
+        mark = labels.index(label) if several else place // 7
+        marker = charts.MARKERS[mark % 5] if stage or several else "square"
+        name = f"{group.name}: {label}" if several else label
+        color = groups.index(group) if several else place
+        sd = [accuracy.std(ddof=1)] if len(accuracy) > 1 else None
+        series.append(
+            charts.Series(name, [x], [y], sd, draw="points", marker=marker, color=color)
+        )
+    text = "; ".join(
+        f"{series.label}: {series.x[0]:,.0f} bytes, {series.y[0]:.2f} %"
+        for series in series
+        if series.label
     )
-    caption = (
-        "Test accuracy against bytes: of the variables after each stage, joined in "
-        "their order, and of the exported files (squares)."
-    )
-    return Picture(name, svg, f"Accuracy against size. {said}", caption)
+    panel = charts.Panel(
+        series, "", "size", "test accuracy, %", charts.size_ticks, log_x=True,
+        width=480, height=max(260, 17 * len(dots)),
+    )  # fmt: skip
+    return charts.chart([panel], f"Accuracy against size. {text}")
 
 
-def _tiles(group: Group, rows: Sequence[Merged]) -> list[tuple[str, str, str]]:
-    """The student at the end, and how that compares to the teacher."""
-    teacher = last(rows, group.teacher)
-    row = last(rows, student(group, rows)) or rows[-1]
-    if row is teacher:
-        teacher = None
+def tiles(group: RunGroup) -> list[tuple[str, str, str]]:
+    """Return (what, value, remark) of the numbers that matter most of the student."""
+    row, teacher = group.student, group.teacher
+    assert row is not None
+    teacher = None if row is teacher else teacher
     remark = f"after {row.stage}"
     if teacher:
-        lost = _points(_gaps(row, teacher))
-        remark = f"{lost} points to {teacher.model}"
-    shown = _shown(row.values, "accuracy", 100)
-    made = [_tile(f"accuracy of {row.model}", shown, remark, " %")]
+        both = row.runs.keys() & teacher.runs.keys()
+        gaps = [row.runs[i].accuracy - teacher.runs[i].accuracy for i in both]
+        remark = f"{points(gaps)} points to {teacher.model}"
+    made = [(f"accuracy of {row.model}", number(row.values["accuracy"], 100), remark)]
     if teacher:
-        shown = _shown(row.values, "agreement", 100)
-        made.append(_tile("agreement", shown, f"with {teacher.model}", " %"))
+        agreement = number(row.values["agreement"], 100)
+        made.append(("agreement", agreement, f"with {teacher.model}"))
     for key, what in (
         ("parameters", "parameters"),
         ("macs", "MACs"),
         ("bytes", "bytes"),
     ):
-        fewer = _times(teacher.values[key], row.values[key]) if teacher else ""
-        made.append(_tile(what, _count(row.values, key), fewer))
-    exported = [f for f in row.files if len(f.values["bytes"])]
-    if exported:
-        file = min(exported, key=lambda f: f.values["bytes"].mean())
-        made.append(
-            _tile("smallest file, bytes", _count(file.values, "bytes"), file.name)
+        times = _times(teacher.values[key], row.values[key]) if teacher else ""
+        made.append((what, count(row.values[key]), times))
+    if smallest := _smallest(row):
+        made.append(("smallest file, bytes", smallest[1], smallest[0]))
+    # The mean is large, its deviation a remark.
+    split = [(what, *value.partition(" ± "), remark) for what, value, remark in made]
+    return [
+        (
+            what,
+            f"{mean} %" if what.startswith("a") and mean != MISSING else mean,
+            ", ".join(filter(None, (f"± {sd}" if sd else "", remark))),
         )
-    return made
+        for what, mean, _, sd, remark in split
+    ]
 
 
-def _tile(what: str, value: str, remark: str, unit: str = "") -> tuple[str, str, str]:
-    """The mean is large, its deviation a remark."""
-    mean, _, sd = value.partition(" ± ")
-    remark = ", ".join(part for part in (f"± {sd}" if sd else "", remark) if part)
-    return what, mean + (unit if mean != MISSING else ""), remark
+def number(values: np.ndarray, scale: float = 1.0, digits: int = 2) -> str:
+    """Return the mean and the deviation of known values."""
+    return mean_sd(values, scale=scale, digits=digits) if len(values) else MISSING
 
 
-def _compared(group: Group, rows: Sequence[Merged]) -> dict[str, str]:
-    teacher, row = last(rows, group.teacher), last(rows, student(group, rows))
-    row = row or (rows[-1] if rows else None)
-    shown = lambda at, *how: MISSING if at is None else _shown(at.values, *how)
-    count = lambda key: MISSING if row is None else _count(row.values, key)
-    sizes = [f.values["bytes"] for f in row.files] if row else []
-    smallest = min((s for s in sizes if len(s)), key=np.mean, default=np.zeros(0))
+def count(values: np.ndarray) -> str:
+    """Return the mean of whole numbers, and the deviation if they differ.
+
+    >>> count(np.array([1000, 1000])), count(np.array([1000, 1002]))
+    ('1,000', '1,001 ± 1')
+    """
+    if not len(values):
+        return MISSING
+    if len(set(values)) == 1:
+        return f"{values[0]:,.0f}"
+    return f"{values.mean():,.0f} ± {values.std(ddof=1):,.0f}"
+
+
+def points(gaps: Any) -> str:
+    """Return the mean gap in percentage points, with its sign."""
+    if not len(gaps):
+        return MISSING
+    text = f"{100 * float(np.mean(gaps)):+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", _MINUS)
+
+
+def _quality(values: Mapping[str, np.ndarray]) -> TableRow:
     return {
-        "configuration": group.name,
-        "after": MISSING if row is None else row.stage,
-        "runs": str(len(group.runs)),
-        "accuracy %": shown(row, "accuracy", 100),
-        "teacher's": shown(teacher, "accuracy", 100),
-        "agreement %": shown(row, "agreement", 100),
-        "NLL": shown(row, "nll", 1, 4),
-        "ECE %": shown(row, "ece", 100),
-        "parameters": count("parameters"),
-        "MACs": count("macs"),
-        "bytes": count("bytes"),
-        "smallest file": _count({"bytes": smallest}, "bytes"),
+        "accuracy %": number(values["accuracy"], 100),
+        "NLL": number(values["nll"], 1, 4),
+        "ECE %": number(values["ece"], 100),
+        "agreement %": number(values["agreement"], 100),
     }
 
 
-def _shown(
-    values: Mapping[str, np.ndarray], key: str, scale: float = 1.0, digits: int = 2
-) -> str:
-    found = values[key]
-    return mean_sd(found, scale=scale, digits=digits) if len(found) else MISSING
+def _size(values: Mapping[str, np.ndarray]) -> TableRow:
+    return {
+        "parameters": count(values["parameters"]),
+        "MACs": count(values["macs"]),
+        "bytes": count(values["bytes"]),
+    }
 
 
-def _count(values: Mapping[str, np.ndarray], key: str) -> str:
-    """Whole numbers, which often are the same for each seed."""
-    found = values[key]
-    if not len(found) or not np.isfinite(found).all():
-        return MISSING
-    if len(set(found)) == 1:
-        return f"{found[0]:,.0f}"
-    return f"{found.mean():,.0f} ± {found.std(ddof=1):,.0f}"
-
-
-def _small(values: np.ndarray) -> str:
-    return f"{values.max():.2g}" if len(values) else MISSING
-
-
-def _gaps(row: Merged, other: Merged) -> list[float]:
-    """How much more accurate one is than the other, in each run that has both."""
-    before = {id(run): number(found.get("accuracy")) for run, found in other.runs}
-    pairs = [
-        (number(found.get("accuracy")), before.get(id(run))) for run, found in row.runs
-    ]
-    return [a - b for a, b in pairs if a is not None and b is not None]
-
-
-def _points(gaps: Sequence[float]) -> str:
-    """The mean gap in points, with its sign."""
-    if not len(gaps):
-        return MISSING
-    mean = 100 * float(np.mean(gaps))
-    said = f"{mean:+.2f}".replace("-", _MINUS)
-    return "0.00" if said in ("+0.00", f"{_MINUS}0.00") else said
+def _smallest(row: MergedRow) -> tuple[str, str] | None:
+    """The name and the bytes of the smallest exported file."""
+    if not row.files:
+        return None
+    file = min(row.files, key=lambda file: file.values["bytes"].mean())
+    return file.name, count(file.values["bytes"])
 
 
 def _times(many: np.ndarray, few: np.ndarray) -> str:
-    """How many times fewer."""
     if not len(many) or not len(few) or not few.mean() > 0 < many.mean():
         return ""
     ratio = many.mean() / few.mean()

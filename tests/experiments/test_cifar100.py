@@ -50,7 +50,7 @@ def test_a_run_is_resumed_with_more_methods(tmp_path):
     assert names.count("kd: task") == 1 and "fitnets: task" in names
     report = (directory / "report.md").read_text()
     assert "| fitnets |" in report and "128 images of digits, 2 seeds" in report
-    assert (directory / "methods.png").read_bytes().startswith(b"\x89PNG")
+    assert (directory / "methods.svg").read_bytes().startswith(b"<svg ")
 
     other = dataclasses.replace(again, batch_size=64)
     with pytest.raises(SystemExit, match="batch_size was 32, is 64"):

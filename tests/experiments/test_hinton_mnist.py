@@ -85,7 +85,7 @@ def test_teacher_and_students_learn_and_the_teacher_is_kept(tmp_path):
     ]
     assert results["teacher"] < 0.2 * 500 and results["distilled"] < 0.2 * 500
     (directory,) = (tmp_path / "hinton_mnist").iterdir()
-    assert "errors.png" in (directory / "report.md").read_text()
+    assert "errors.svg" in (directory / "report.md").read_text()
     (kept,) = (tmp_path / "teachers").iterdir()
     assert kept.name == "digits-1297-mlp200-25-epochs"
 

@@ -20,7 +20,7 @@ def test_it_leaves_its_report(tmp_path):
     assert min(results.values()) > 0.5  # chance is 0.1
     (directory,) = (tmp_path / "mnist").iterdir()
     names = {path.name for path in directory.iterdir()}
-    assert names > {"config.json", "versions.json", "metrics.jsonl", "curves.png"}
+    assert names > {"config.json", "versions.json", "metrics.jsonl", "curves.svg"}
     report = (directory / "report.md").read_text()
     assert "| student distilled |" in report and "points (paired seeds" in report
 

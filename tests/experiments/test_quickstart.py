@@ -20,7 +20,7 @@ def test_it_leaves_its_report_and_is_resumed(tmp_path, capsys):
     assert "student distilled, 1,297 images" in capsys.readouterr().out
     (directory,) = (tmp_path / "quickstart").iterdir()
     assert "not a gain at equal data" in (directory / "report.md").read_text()
-    assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (directory / "curves.svg").read_bytes().startswith(b"<svg ")
 
     log = directory / "metrics.jsonl"
     before = log.read_text().splitlines()

@@ -25,7 +25,7 @@ def test_all_ways_learn(tmp_path):
     text = (directory / "report.md").read_text()
     assert "| target images | teacher | from scratch |" in text
     assert "fused - fine-tuned" in text
-    assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (directory / "curves.svg").read_bytes().startswith(b"<svg ")
 
 
 def test_only_some_classes_labelled_anew():
