@@ -27,9 +27,13 @@ _SHAPES = {  # of markers, as polygons around (0, 0)
     "triangle": "0,-5 5,4 -5,4",
     "diamond": "0,-5.5 5.5,0 0,5.5 -5.5,0",
     "down": "0,5 5,-4 -5,-4",
+    "left": "-5,0 4,5 4,-5",
+    "right": "5,0 -4,5 -4,-5",
+    "cross": "-5,-2 -2,-2 -2,-5 2,-5 2,-2 5,-2 5,2 2,2 2,5 -2,5 -2,2 -5,2",
+    "hexagon": "-5,0 -2.5,-4.3 2.5,-4.3 5,0 2.5,4.3 -2.5,4.3",
     "star": "0,-9 2.5,-3 9,-3 4,1.5 6,8 0,4 -6,8 -4,1.5 -9,-3 -2.5,-3",
 }
-MARKERS = ("circle", "square", "triangle", "diamond", "down")
+MARKERS = ("circle", *list(_SHAPES)[:-1])  # the star is for the best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Series:
       sd: the deviation of y, `[n]`, as a band or as error bars; or None.
       x_sd: the deviation of x, `[n]`; or None.
       draw: "line", "steps", "arrows" from each point to the next, or "points".
-      marker: one of `MARKERS`, "star", or "" for none.
+      marker: one of `MARKERS`, "dot", "star", or "" for none.
       color: a place in `COLORS`, or "ink" or "grid".
     """
 
@@ -251,7 +255,7 @@ def _panel(panel: Panel) -> tuple[str, float, float]:
     log_y = panel.log_y
     if log_y is None:
         log_y = min(y_values, default=0) > 0 and max(y_values) >= 30 * min(y_values)
-    x_scale, x_ticks = _scale(x_values, panel.log_x, 5 if panel.width < 300 else 7)
+    x_scale, x_ticks = _scale(x_values, panel.log_x, panel.width // 60)
     y_scale, y_ticks = _scale(y_values, bool(log_y), 5)
     y_texts = {y: f"{y:,.6g}" for y in y_ticks}
     if panel.rows:
@@ -375,7 +379,7 @@ def _scale(
                 break
         ticks = ticks[:: math.ceil(len(ticks) / most) or 1] or [low]
     else:
-        raw = (b - a) / (most - 1)
+        raw = (b - a) / most
         unit = 10.0 ** math.floor(math.log10(raw))
         step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
         first = math.ceil(a / step)

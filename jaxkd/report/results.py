@@ -152,7 +152,9 @@ def size_chart(groups: Sequence[RunGroup]) -> Markup | None:
         x, y = mean(values)
         accuracy = 100 * values["accuracy"]
         mark = labels.index(label) if several else place // 7
-        marker = charts.MARKERS[mark % 5] if stage or several else "square"
+        marker = (
+            charts.MARKERS[mark % len(charts.MARKERS)] if stage or several else "square"
+        )
         name = f"{group.name}: {label}" if several else label
         color = groups.index(group) if several else place
         sd = [accuracy.std(ddof=1)] if len(accuracy) > 1 else None
