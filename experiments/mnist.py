@@ -61,7 +61,7 @@ def main(config: Config) -> dict[str, float]:
     }
     common.rehearse(student, data.on_device(images), teacher, spec=spec, **how)
     directory, log = common.start("mnist", config)
-    how |= {"test": test, "log": log}
+    how |= {"test": test, "log": log, "save_epochs": 5}
 
     taught = train.learn(
         teacher,

@@ -33,7 +33,7 @@ import tyro
 
 from experiments import common
 from jaxkd import data, distill, evaluate, losses, models, report, train, transfer
-from jaxkd.data import augment, dataset as datasets
+from jaxkd.data import augment
 
 NEW_IN_CIFAR100 = [
     "bed", "bicycle", "bottle", "bridge", "elephant", "mushroom", "rose", "skyscraper",
@@ -80,10 +80,13 @@ def main(config: Config) -> dict[str, float]:
     sizes, epochs = config.sizes or sizes, config.source_epochs or epochs
     on_tests = dataclasses.replace(config, evaluate_on="test")
     source, source_test = (
-        only(part, before[1])
+        data.select_classes(part, before[1]) if before[1] else part
         for part in common.load(on_tests, before[0], config.source_images)
     )
-    target, test = (only(part, after[1]) for part in common.load(config, after[0]))
+    target, test = (
+        data.select_classes(part, after[1]) if after[1] else part
+        for part in common.load(config, after[0])
+    )
     view = augment.chain(
         augment.to_float(), augment.normalise(*data.channel_statistics(source))
     )
@@ -176,7 +179,7 @@ def main(config: Config) -> dict[str, float]:
             learn("distilled", taught, "small", copy=False, **by_both)
             learn("fused", taught, "small", copy=True, **by_both)
 
-    # The tables and the picture.
+    # The tables.
     accuracy = [
         {"target images": f"{n:,}"}
         | {way: report.mean_sd(of[n], scale=100) for way, of in found.items()}
@@ -187,19 +190,6 @@ def main(config: Config) -> dict[str, float]:
         | {f"{a} - {b}": report.gain(found[a][n], found[b][n]) for a, b in PAIRS}
         for n in sizes
     ]
-    lines = [
-        report.average(
-            way,
-            100 * np.transpose([of[n] for n in sizes]),
-            sizes,
-            marker="circle",
-            color=color,
-        )
-        for color, (way, of) in enumerate(found.items())
-    ]
-    panel = report.Panel(lines, "", "target images", "test accuracy, %", log_x=True)
-    picture = report.chart([panel], "Test accuracy by target images")
-    report.save(directory / "curves.svg", picture)
     common.write_report(
         directory,
         f"transfer: {config.task}, {len(test.images):,} {test.split} images, "
@@ -213,18 +203,6 @@ def main(config: Config) -> dict[str, float]:
     return {f"source, {size}": value for size, value in reached.items()} | {
         f"{way}, {n}": float(np.mean(of[n])) for way, of in found.items() for n in sizes
     }
-
-
-def only(dataset: data.Dataset, classes: list[str] | None) -> data.Dataset:
-    """Return the examples of these classes, labelled anew in their order."""
-    if classes is None:
-        return dataset
-    old = [dataset.classes.index(name) for name in classes]
-    keep = np.flatnonzero(np.isin(dataset.labels, old))
-    part = datasets.take(dataset, keep, dataset.split)
-    new = np.full(dataset.num_classes, -1, np.int32)
-    new[old] = np.arange(len(old))
-    return part.replace(label=new[part.labels], classes=tuple(classes))
 
 
 if __name__ == "__main__":

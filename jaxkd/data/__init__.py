@@ -2,7 +2,13 @@
 
 from jaxkd.data import augment, decode
 from jaxkd.data.batches import count, epoch, gather, on_device
-from jaxkd.data.dataset import Dataset, channel_statistics, fingerprint, subset
+from jaxkd.data.dataset import (
+    Dataset,
+    channel_statistics,
+    fingerprint,
+    select_classes,
+    subset,
+)
 from jaxkd.data.folders import folder
 from jaxkd.data.own import arrays, python
 from jaxkd.data.preprocessing import Preprocessing
@@ -35,6 +41,7 @@ __all__ = [
     "prepare",
     "python",
     "records",
+    "select_classes",
     "sequence",
     "subset",
 ]

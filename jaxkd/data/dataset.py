@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -220,6 +220,31 @@ def balance(dataset: Dataset) -> Dataset:
         for label in np.flatnonzero(counts)
     ]
     return take(dataset, np.sort(np.concatenate(positions)), dataset.split)
+
+
+def select_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
+    """Return the examples of some classes, labelled anew in the order of the names.
+
+    Args:
+      dataset: any with `classes`.
+      classes: their names, each once; the new label of an example is the place of its
+        class among them.
+
+    Raises:
+      ValueError: for a name that the data set does not have, or that is given twice.
+    """
+    names = list(classes)
+    if unknown := [name for name in names if name not in dataset.classes]:
+        raise ValueError(
+            f"classes must be of {dataset.name}'s, {', '.join(dataset.classes)}; got "
+            f"{unknown[0]!r}"
+        )
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"classes must be named, each once, got {names}")
+    new = np.full(dataset.num_classes, -1, np.int32)
+    new[[dataset.classes.index(name) for name in names]] = np.arange(len(names))
+    part = take(dataset, np.flatnonzero(new[dataset.labels] >= 0), dataset.split)
+    return part.replace(label=new[part.labels], classes=tuple(names))
 
 
 def digest(array: np.ndarray) -> str:

@@ -206,3 +206,27 @@ def test_the_digits_validation_slice():
     assert len(held.labels) == 130 and np.bincount(held.labels).tolist() == [13] * 10
     np.testing.assert_array_equal(held.images, train.images[held.index])
     assert sorted([*held.index, *rest.index]) == train.index.tolist()
+
+
+def test_selected_classes_are_labelled_anew_in_the_order_of_the_names():
+    digits = data.load("digits", "test")
+    part = data.select_classes(digits, ["7", "3"])
+    assert part.classes == ("7", "3") and len(part.images) == 100
+    assert part.labels.dtype == np.int32
+    for label, digit in enumerate((7, 3)):
+        expected = digits.index[digits.labels == digit]
+        np.testing.assert_array_equal(part.index[part.labels == label], expected)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["7", "ten"], "classes must be of digits's, 0, 1, .* got 'ten'"),
+        (["7", "7"], "classes must be named, each once"),
+        ([], "classes must be named, each once"),
+    ],
+)
+def test_classes_that_cannot_be_selected_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        data.select_classes(data.load("digits", "test"), names)

@@ -100,6 +100,7 @@ def test_jobs_end_with_who_started_them(tmp_path, sent):
     assert not device.path(tmp_path, "check").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_not_told_to_go_measures_nothing(tmp_path):
     config = device.Config(str(tmp_path), tiny=True, repeats=1)
     done = subprocess.run(
