@@ -58,9 +58,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     # The data, and how networks see them when they train and when they are measured.
     names = (config.teacher, config.student)
     whole, test = common.load(config, config.dataset)
-    with common.refusing("train_images"):
-        n = config.train_images
-        images = whole if n is None else data.subset(whole, n, seed=0)
+    images = common.some(whole, config.train_images)
     normalise = augment.normalise(*data.channel_statistics(whole))
     plain = augment.chain(augment.to_float(), normalise)
     padding = whole.images.shape[1] // 8  # 4 pixels of CIFAR's 32
