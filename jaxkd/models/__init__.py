@@ -1,7 +1,9 @@
 """Networks: `Net`, the pair of functions, and constructors of networks as data."""
 
 from jaxkd.models.cnn import CNNS, Cnn, cnn
+from jaxkd.models.convnext import CONVNEXTS, ConvNext, convnext
 from jaxkd.models.convolution import conv_general_dilated, plain_convolutions
+from jaxkd.models.densenet import DENSENETS, DenseNet, densenet
 from jaxkd.models.efficientnet import EFFICIENTNETS, EfficientNet, efficientnet
 from jaxkd.models.imagenet_resnet import (
     IMAGENET_RESNETS,
@@ -14,6 +16,7 @@ from jaxkd.models.mobilenet_v2 import MOBILENETS_V2, MobileNetV2, mobilenet_v2
 from jaxkd.models.mobilenet_v3 import MOBILENETS_V3, MobileNetV3, mobilenet_v3
 from jaxkd.models.net import Net, from_foreign, from_linen
 from jaxkd.models.pooling import max_pool
+from jaxkd.models.regnet import REGNETS, RegNet, regnet
 from jaxkd.models.resnet import RESNETS, ResNet, resnet
 from jaxkd.models.shufflenet_v1 import SHUFFLENETS_V1, ShuffleNetV1, shufflenet_v1
 from jaxkd.models.shufflenet_v2 import SHUFFLENETS_V2, ShuffleNetV2, shufflenet_v2
@@ -33,12 +36,15 @@ from jaxkd.models.zoo import ZOO
 
 __all__ = [
     "CNNS",
+    "CONVNEXTS",
+    "DENSENETS",
     "EFFICIENTNETS",
     "IMAGENET_RESNETS",
     "MLPS",
     "MOBILENETS_V1",
     "MOBILENETS_V2",
     "MOBILENETS_V3",
+    "REGNETS",
     "RESNETS",
     "SHUFFLENETS_V1",
     "SHUFFLENETS_V2",
@@ -47,6 +53,8 @@ __all__ = [
     "WRNS",
     "ZOO",
     "Cnn",
+    "ConvNext",
+    "DenseNet",
     "EfficientNet",
     "ImagenetResNet",
     "Mlp",
@@ -55,6 +63,7 @@ __all__ = [
     "MobileNetV3",
     "Net",
     "Preprocessing",
+    "RegNet",
     "Report",
     "ResNet",
     "Rule",
@@ -66,6 +75,8 @@ __all__ = [
     "WideResNet",
     "cnn",
     "conv_general_dilated",
+    "convnext",
+    "densenet",
     "efficientnet",
     "from_foreign",
     "from_linen",
@@ -78,6 +89,7 @@ __all__ = [
     "mobilenet_v3",
     "plain_convolutions",
     "preprocessing",
+    "regnet",
     "resnet",
     "save_weights",
     "shufflenet_v1",

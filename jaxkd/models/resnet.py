@@ -47,7 +47,7 @@ class BasicBlock(nn.Module):
         y = nn.relu(norm(self.train, name="norm1", dtype=self.dtype)(y))
         y = conv(self.width, 3, name="conv2", dtype=self.dtype)(y)
         y = norm(self.train, name="norm2", dtype=self.dtype)(y)
-        return y + _shortcut(self, x, y.shape[-1])
+        return y + shortcut(self, x, y.shape[-1])
 
 
 class Bottleneck(nn.Module):
@@ -77,10 +77,10 @@ class Bottleneck(nn.Module):
         y = nn.relu(norm(self.train, name="norm2", dtype=self.dtype)(y))
         y = conv(4 * self.width, 1, name="conv3", dtype=self.dtype)(y)
         y = norm(self.train, name="norm3", dtype=self.dtype)(y)
-        return y + _shortcut(self, x, y.shape[-1])
+        return y + shortcut(self, x, y.shape[-1])
 
 
-def _shortcut(block, x, width):
+def shortcut(block, x, width):
     """`x`, projected by a 1x1 convolution and BatchNorm where its shape changes."""
     if not block.projects:
         return x

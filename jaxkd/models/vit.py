@@ -6,10 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxkd import _check
 from jaxkd.models._layers import check_numbers, check_rate
 from jaxkd.models.convolution import conv_general_dilated
 from jaxkd.models.mlp import head_dtype
 from jaxkd.models.net import Net, from_linen
+
+_SMALL = {"patch": 16, "width": 384, "depth": 12, "heads": 6, "distilled": False}
 
 # Networks as data, e.g. `vit(**VITS["vit_tiny"], classes=100)`: the first for 32x32
 # images, the others for 224x224.
@@ -23,6 +26,14 @@ VITS: dict[str, dict[str, Any]] = {
         "depth": 12,
         "heads": 12,
         "distilled": False,
+    },
+    "vit_small_patch16_224": _SMALL,
+    "vit_small_patch14_dinov2": {**_SMALL, "patch": 14, "layer_scale": True},
+    "vit_small_patch14_reg4_dinov2": {
+        **_SMALL,
+        "patch": 14,
+        "layer_scale": True,
+        "registers": 4,
     },
 }
 
@@ -38,14 +49,23 @@ class EncoderBlock(nn.Module):
     drop_path: float
     train: bool
     dtype: Any = None
+    layer_scale: bool = False
 
     @nn.compact
     def __call__(self, x):
         """From tokens `[batch, tokens, width]` to tokens."""
-        x = x + self._drop(self._attend(self._norm("norm1")(x)))
+        x = x + self._drop(self._scale(self._attend(self._norm("norm1")(x)), "scale1"))
         y = self._dense(self.hidden, "mlp1")(self._norm("norm2")(x))
         y = self._dropout(nn.gelu(y, approximate=False))
-        return x + self._drop(self._dropout(self._dense(x.shape[-1], "mlp2")(y)))
+        y = self._dropout(self._dense(x.shape[-1], "mlp2")(y))
+        return x + self._drop(self._scale(y, "scale2"))
+
+    def _scale(self, x, name):
+        """Times a factor for each feature, if blocks have those."""
+        if not self.layer_scale:
+            return x
+        scale = self.param(name, nn.initializers.constant(1e-5), x.shape[-1:])
+        return x * scale.astype(x.dtype).reshape(1, 1, -1)
 
     def _attend(self, x):
         *batch_tokens, width = x.shape
@@ -85,6 +105,8 @@ class ViT(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     dtype: Any = None
+    layer_scale: bool = False
+    registers: int = 0
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -101,6 +123,7 @@ class ViT(nn.Module):
                 self.drop_path * (i - 1) / max(self.depth - 1, 1),
                 train,
                 self.dtype,
+                self.layer_scale,
                 name=f"stage{i}_block",
             )(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="last_norm")(x)
@@ -121,7 +144,10 @@ class ViT(nn.Module):
         return nn.Dense(self.classes, dtype=dtype, kernel_init=SMALL, name=name)
 
     def _embed(self, x):
-        """The token or two, the patches behind them, and positions added to all."""
+        """The token or two, the patches behind them, and positions added to all.
+
+        Registers stand between, and then only patches have positions.
+        """
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
                 f"x must be images that patches of {self.patch}x{self.patch} divide, "
@@ -142,7 +168,14 @@ class ViT(nn.Module):
         tokens = [self.param(name, SMALL, (1, 1, self.width)) for name in names]
         spread = (x.shape[0], 1, self.width)
         first = [jnp.broadcast_to(t.astype(x.dtype), spread) for t in tokens]
-        x = jnp.concatenate([*first, x], axis=1)
+        if not self.registers:
+            return self._placed(jnp.concatenate([*first, x], axis=1))
+        shape = (1, self.registers, self.width)
+        registers = self.param("register_tokens", SMALL, shape).astype(x.dtype)
+        first += [jnp.broadcast_to(registers, (x.shape[0], *shape[1:]))]
+        return jnp.concatenate([*first, self._placed(x)], axis=1)
+
+    def _placed(self, x):
         places = self.param("positions", SMALL, (1, x.shape[1], self.width))
         return x + places.astype(x.dtype)
 
@@ -158,6 +191,8 @@ def vit(
     expansion: int = 4,
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    layer_scale: bool = False,
+    registers: int = 0,
     dtype: Any = None,
 ) -> Net:
     """A vision transformer, with a class token and, if asked for, a distillation token.
@@ -190,6 +225,10 @@ def vit(
         [0, 1).
       drop_path: rate of leaving a branch out for an image (stochastic depth), rising
         from 0 in the first block to this in the last, in [0, 1).
+      layer_scale: whether each branch is multiplied by a learned factor for each
+        feature, as in DINOv2.
+      registers: how many more tokens stand between the class token and the patches,
+        which nobody reads; only patches have positions then.
       dtype: what to compute in, e.g. `jnp.bfloat16`; parameters stay float32 and so do
         the logits. None follows the input.
 
@@ -225,6 +264,7 @@ def vit(
         raise ValueError(f"heads must divide width {width}, got {heads}")
     check_rate("dropout", dropout)
     check_rate("drop_path", drop_path)
+    _check.whole(0)("registers", registers)
     return from_linen(
         ViT(
             patch,
@@ -237,5 +277,7 @@ def vit(
             dropout,
             drop_path,
             dtype,
+            layer_scale,
+            registers,
         )
     )

@@ -13,7 +13,8 @@ from tests.models.zoo_sheets import IMAGENET, SHEETS
 KEY = jax.random.key(0)
 # Of the same layers as another one.
 ALIKE = {
-    "wide_resnet50_2", "mobilenetv3_small_100", "mobilenetv3_large_100",
+    "wide_resnet50_2", "regnet_x_400mf", "mobilenetv3_small_100",
+    "mobilenetv3_large_100", "vit_small_patch16_224", "vit_small_patch14_dinov2",
     *(f"tf_efficientnet_lite{i}" for i in range(5)),
 }  # fmt: skip
 every_network = pytest.mark.parametrize(
@@ -65,6 +66,10 @@ TORCHVISION = {
     "mobilenet_v3_small": (2_542_856, 0.057),
     "mobilenet_v3_large": (5_483_032, 0.217),
     "efficientnet_b0": (5_288_548, 0.386),
+    "convnext_tiny": (28_589_128, 4.456),
+    "densenet121": (7_978_856, 2.834),
+    "regnet_y_400mf": (4_344_144, 0.402),
+    "regnet_x_400mf": (5_495_976, 0.414),
     "resnext50_32x4d": (25_028_904, 4.230),
     "shufflenet_v2_imagenet": (2_278_604, 0.145),
     "vit_base": (86_567_656, 17.564),
@@ -120,6 +125,11 @@ def test_taps_have_the_promised_names_and_shapes(name):
     assert taps == wanted
 
 
+OTHER_LAYERS = {
+    "stem", "last", "head", "distilled", "class", "register", "positions",
+}  # fmt: skip
+
+
 @every_network
 def test_layers_are_named_by_rule(name):
     *_, taps, params = traced(name)
@@ -128,7 +138,12 @@ def test_layers_are_named_by_rule(name):
     stages = {tap for tap in taps if tap.startswith("stage") and "_" not in tap}
     for layer in params:
         first = layer.split("_")[0]
-        assert first in stages | {"stem", "last", "head", "distilled", "class"} or (
-            layer == "positions"
-        )
+        assert first in stages | {
+            "stem",
+            "last",
+            "head",
+            "distilled",
+            "class",
+            "register",
+        } or (layer == "positions")
     assert {layer.split("_")[0] for layer in params} >= stages

@@ -32,6 +32,11 @@ NETWORKS = {
     "timm/resnet50": "resnet50",
     "torchvision/mobilenet_v2": "mobilenet_v2_imagenet",
     "torchvision/resnext50_32x4d": "resnext50_32x4d",
+    "torchvision/convnext_tiny": "convnext_tiny",
+    "timm/convnext_tiny": "convnext_tiny",
+    "timm/convnextv2_atto": "convnextv2_atto",
+    "torchvision/densenet121": "densenet121",
+    "torchvision/regnet_y_400mf": "regnet_y_400mf",
     "torchvision/mobilenet_v3_small": "mobilenet_v3_small",
     "timm/mobilenetv3_small_100": "mobilenetv3_small_100",
     "torchvision/efficientnet_b0": "efficientnet_b0",
@@ -39,6 +44,9 @@ NETWORKS = {
     "timm/efficientnet_lite0": "efficientnet_lite0",
     "torchvision/shufflenet_v2_x1_0": "shufflenet_v2_imagenet",
     "torchvision/vit_b_16": "vit_base",
+    "timm/vit_small_patch16_224": "vit_small_patch16_224",
+    "timm/vit_small_patch14_dinov2": "vit_small_patch14_dinov2",
+    "timm/vit_small_patch14_reg4_dinov2": "vit_small_patch14_reg4_dinov2",
     "timm/deit_tiny_distilled_patch16_224": "deit_tiny",
 }
 
@@ -51,6 +59,9 @@ def values():
 def spec(entry):
     """Shapes by name, as in the state dict."""
     return {name: tuple(shape) for name, shape, _ in INDEX[entry]["spec"]}
+
+
+HEADLESS = {e for e in NETWORKS if e.endswith("dinov2")}
 
 
 def near(entry, what):

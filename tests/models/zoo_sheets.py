@@ -248,6 +248,66 @@ def efficientnet(widths=(16, 24, 40, 80, 112, 192, 320), blocks=(1, 2, 2, 3, 3, 
     return mbconvs(32, stages, 1280)
 
 
+def convnext(blocks, widths, second):
+    """Liu et al. (2022), section 2.2; Woo et al. (2023), section 3."""
+    inputs, side, rows, shapes = 3, 224, [], []
+    norms, biases = [widths[0], widths[-1]], 0
+    for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+        step = 4 if i == 0 else 2
+        side //= step
+        rows, biases = [*rows, (step, inputs, width, 1, side)], biases + width
+        norms += [inputs] * (i > 0)
+        block = [(7, width, width, width, side), (1, width, 4 * width, 1, side)]
+        rows += count * [*block, (1, 4 * width, width, 1, side)]
+        norms += count * [width, *[4 * width] * second]
+        biases += count * (6 * width + width * (not second))
+        inputs = width
+        shapes.append(square(side, width))
+    taps = tapped(shapes[0], shapes, shapes[-1], pre=False)
+    return Sheet(rows, inputs, taps, norms, biases)
+
+
+def densenet(blocks, growth):
+    """Huang et al. (2017), table 1."""
+    inputs, side, shapes = 2 * growth, 56, []
+    rows, norms = [(7, 3, inputs, 1, 112)], [inputs]
+    for i, count in enumerate(blocks):
+        if i:
+            norms, rows = [*norms, inputs], [*rows, (1, inputs, inputs // 2, 1, side)]
+            inputs, side = inputs // 2, side // 2
+        for _ in range(count):
+            rows += [(1, inputs, 4 * growth, 1, side), (3, 4 * growth, growth, 1, side)]
+            norms += [inputs, 4 * growth]
+            inputs += growth
+        shapes.append(square(side, inputs))
+    taps = tapped(square(112, 2 * growth), shapes, shapes[-1], pre=False)
+    return Sheet(rows, inputs, taps, [*norms, inputs])
+
+
+def regnet(blocks, widths, group, squeezes):
+    """Radosavovic et al. (2020), section 3.1 and table 5."""
+    inputs, side, shapes = 32, 112, []
+    rows, norms, biases = [(3, 3, 32, 1, side)], [32], 0
+    for count, width in zip(blocks, widths, strict=True):
+        rows, norms = [*rows, (1, inputs, width, 1, side // 2)], [*norms, width]
+        for j in range(count):
+            rows += [(1, inputs, width, 1, side)]
+            side = side // 2 if j == 0 else side
+            rows += [
+                (3, width, width, width // group, side),
+                (1, width, width, 1, side),
+            ]
+            norms += 3 * [width]
+            if squeezes:
+                squeezed = round(inputs / 4)
+                rows += [(1, width, squeezed, 1, 1), (1, squeezed, width, 1, 1)]
+                biases += squeezed + width
+            inputs = width
+        shapes.append(square(side, width))
+    taps = tapped(square(112, 32), shapes, shapes[-1])
+    return Sheet(rows, inputs, taps, norms, biases)
+
+
 class ViTSheet(NamedTuple):
     """Dosovitskiy et al. (2021), equations 1 to 4; Touvron et al. (2021), table 1."""
 
@@ -255,20 +315,24 @@ class ViTSheet(NamedTuple):
     patch: int
     side: int
     heads: int  # of classes, not of attention
+    registers: int = 0
+    scales: bool = False
 
     @property
     def tokens(self):
-        return (self.side // self.patch) ** 2 + self.heads
+        return (self.side // self.patch) ** 2 + self.heads + self.registers
 
     def parameters(self, classes):
         d = self.width
         block = 3 * d * d + 3 * d + d * d + d + 8 * d * d + 5 * d + 4 * d
         embedding = 3 * self.patch**2 * d + d + (self.heads + self.tokens) * d
+        embedding -= self.heads * d * (self.registers > 0)  # they have no positions
+        block += 2 * d * self.scales
         return embedding + 12 * block + 2 * d + self.heads * (d + 1) * classes
 
     def macs(self, classes):
         d, n = self.width, self.tokens
-        patches = n - self.heads
+        patches = n - self.heads - self.registers
         attention = 2 * n * n * d  # scores, and values mixed by them
         block = 12 * n * d * d + attention
         return 3 * self.patch**2 * d * patches + 12 * block + self.heads * d * classes
@@ -327,13 +391,25 @@ SHEETS = {
     "tf_efficientnet_lite4": efficientnet(
         (24, 32, 56, 112, 160, 272, 448), (1, 4, 4, 6, 6, 8, 1)
     ),
+    "convnext_tiny": convnext((3, 3, 9, 3), (96, 192, 384, 768), False),
+    "convnextv2_atto": convnext((2, 2, 6, 2), (40, 80, 160, 320), True),
+    "densenet121": densenet((6, 12, 24, 16), 32),
+    "regnet_y_400mf": regnet((1, 3, 6, 6), (48, 104, 208, 440), 8, True),
+    "regnet_x_400mf": regnet((1, 2, 7, 12), (32, 64, 160, 400), 16, False),
     "vit_tiny": ViTSheet(192, 4, 32, 2),
     "deit_tiny": ViTSheet(192, 16, 224, 2),
     "deit_small": ViTSheet(384, 16, 224, 2),
     "vit_base": ViTSheet(768, 16, 224, 1),
+    "vit_small_patch16_224": ViTSheet(384, 16, 224, 1),
+    "vit_small_patch14_dinov2": ViTSheet(384, 14, 224, 1, 0, True),
+    "vit_small_patch14_reg4_dinov2": ViTSheet(384, 14, 224, 1, 4, True),
 }
 
 IMAGENET = {
+    "vit_small_patch16_224", "vit_small_patch14_dinov2",
+    "vit_small_patch14_reg4_dinov2",
+    "convnext_tiny", "convnextv2_atto", "densenet121", "regnet_y_400mf",
+    "regnet_x_400mf",
     "mobilenet_v1", "mobilenet_v1_050", "mobilenet_v2_imagenet",
     "shufflenet_v2_imagenet", "resnet18", "resnet34", "resnet50", "deit_tiny",
     "deit_small", "vit_base", "resnext50_32x4d", "wide_resnet50_2",

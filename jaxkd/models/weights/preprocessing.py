@@ -32,6 +32,7 @@ IMAGENET = Preprocessing(
     224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875
 )
 BICUBIC = IMAGENET._replace(interpolation="bicubic")
+HALF = BICUBIC._replace(mean=(0.5,) * 3, deviation=(0.5,) * 3, crop=0.9)
 # TensorFlow's for EfficientNet-Lite, (x - 127) / 128 of values up to 255.
 LITE = BICUBIC._replace(mean=(127 / 255,) * 3, deviation=(128 / 255,) * 3)
 
@@ -44,14 +45,19 @@ PREPROCESSING: dict[str, Preprocessing] = {
             "resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2",
             "mobilenet_v1", "mobilenet_v1_050", "mobilenet_v2_imagenet",
             "mobilenet_v3_small", "mobilenet_v3_large", "shufflenet_v2_imagenet",
-            "vit_base",
+            "vit_base", "densenet121", "regnet_y_400mf", "regnet_x_400mf",
         ),
         IMAGENET,
     ),
     **dict.fromkeys(("deit_tiny", "deit_small"), BICUBIC._replace(crop=0.9)),
+    "vit_small_patch16_224": HALF,
+    "vit_small_patch14_dinov2": BICUBIC._replace(size=518, crop=1.0),
+    "vit_small_patch14_reg4_dinov2": BICUBIC._replace(size=518, crop=1.0),
     "mobilenetv3_small_100": BICUBIC,
     "mobilenetv3_large_100": BICUBIC,
     "efficientnet_b0": BICUBIC,
+    "convnext_tiny": IMAGENET._replace(crop=224 / 236),
+    "convnextv2_atto": BICUBIC,
     "efficientnet_lite0": BICUBIC,
     "tf_efficientnet_lite0": LITE,
     "tf_efficientnet_lite1": LITE._replace(size=240, crop=0.882),

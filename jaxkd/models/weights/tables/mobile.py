@@ -1,82 +1,7 @@
-"""The rule tables: one for each family and way of naming it; see `rules`."""
+"""Names of MobileNets, EfficientNets and ShuffleNets."""
 
 from jaxkd.models.weights.rules import Rule, Table
-
-BLOCK = "stage{i}_block{j}"
-
-
-def conv_norm(ours: str, conv: str, norm: str, optional: bool = False) -> list[Rule]:
-    """Two rules, for `{}conv{}` and `{}norm{}` in the place of "@"."""
-    return [
-        Rule(ours.replace("@", "conv"), conv, optional),
-        Rule(ours.replace("@", "norm"), norm, optional),
-    ]
-
-
-RESNET = Table(
-    ("torchvision", "timm", "repdistiller"),
-    "resnet",
-    (
-        *conv_norm("stem_@", "conv1", "bn1"),
-        *conv_norm(
-            f"{BLOCK}/shortcut_@",
-            "layer{i}.{j-1}.downsample.0",
-            "layer{i}.{j-1}.downsample.1",
-        ),
-        *conv_norm(f"{BLOCK}/@{{k}}", "layer{i}.{j-1}.conv{k}", "layer{i}.{j-1}.bn{k}"),
-        Rule("head", "fc"),
-    ),
-)
-
-_HF_BLOCK = "resnet.encoder.stages.{i-1}.layers.{j-1}"
-TRANSFORMERS_RESNET = Table(
-    ("transformers",),
-    "resnet",
-    (
-        *conv_norm(
-            "stem_@",
-            "resnet.embedder.embedder.convolution",
-            "resnet.embedder.embedder.normalization",
-        ),
-        *conv_norm(
-            f"{BLOCK}/shortcut_@",
-            f"{_HF_BLOCK}.shortcut.convolution",
-            f"{_HF_BLOCK}.shortcut.normalization",
-        ),
-        *conv_norm(
-            f"{BLOCK}/@{{k}}",
-            f"{_HF_BLOCK}.layer.{{k-1}}.convolution",
-            f"{_HF_BLOCK}.layer.{{k-1}}.normalization",
-        ),
-        Rule("head", "classifier.1"),
-    ),
-)
-
-WRN = Table(
-    ("repdistiller",),
-    "wrn",
-    (
-        Rule("stem_conv", "conv1"),
-        Rule(f"{BLOCK}/shortcut_conv", "block{i}.layer.{j-1}.convShortcut"),
-        *conv_norm(
-            f"{BLOCK}/@{{k}}",
-            "block{i}.layer.{j-1}.conv{k}",
-            "block{i}.layer.{j-1}.bn{k}",
-        ),
-        Rule("last_norm", "bn1"),
-        Rule("head", "fc"),
-    ),
-)
-
-CIFAR_VGG = Table(
-    ("repdistiller",),
-    "vgg",
-    (
-        *conv_norm("stem_@{j}", "block0.{3j-3}", "block0.{3j-2}"),
-        *conv_norm("stage{i}_@{j}", "block{i}.{3j-3}", "block{i}.{3j-2}"),
-        Rule("head", "classifier"),
-    ),
-)
+from jaxkd.models.weights.tables.common import BLOCK, conv_norm
 
 MOBILENET_V2 = Table(
     ("torchvision",),
@@ -158,6 +83,7 @@ CIFAR_SHUFFLENET_V2 = Table(
 )
 
 _BRANCH = "stage{i+1}.{j-1}.branch"
+
 SHUFFLENET_V2 = Table(
     ("torchvision",),
     "shufflenet_v2",
@@ -174,63 +100,6 @@ SHUFFLENET_V2 = Table(
     ),
 )
 
-VIT = Table(
-    ("timm",),
-    "vit",
-    (
-        Rule("class_token", "cls_token"),
-        Rule("distilled_token", "dist_token", optional=True),
-        Rule("positions", "pos_embed"),
-        Rule("stem_conv", "patch_embed.proj"),
-        Rule("stage{i}_block/norm{k}", "blocks.{i-1}.norm{k}"),
-        Rule("stage{i}_block/qkv", "blocks.{i-1}.attn.qkv"),
-        Rule("stage{i}_block/projection", "blocks.{i-1}.attn.proj"),
-        Rule("stage{i}_block/mlp{k}", "blocks.{i-1}.mlp.fc{k}"),
-        Rule("last_norm", "norm"),
-        Rule("head", "head"),
-        Rule("distilled_head", "head_dist", optional=True),
-    ),
-)
-
-_LAYER = "encoder.layers.encoder_layer_{i-1}"
-TORCHVISION_VIT = Table(
-    ("torchvision",),
-    "vit",
-    (
-        Rule("class_token", "class_token"),
-        Rule("positions", "encoder.pos_embedding"),
-        Rule("stem_conv", "conv_proj"),
-        Rule("stage{i}_block/norm{k}", f"{_LAYER}.ln_{{k}}"),
-        Rule("stage{i}_block/qkv", f"{_LAYER}.self_attention.in_proj_{{leaf}}"),
-        Rule("stage{i}_block/projection", f"{_LAYER}.self_attention.out_proj"),
-        Rule("stage{i}_block/mlp{k}", f"{_LAYER}.mlp.{{3k-3}}"),
-        Rule("last_norm", "encoder.ln"),
-        Rule("head", "heads.head"),
-    ),
-)
-
-_HF_LAYER = "vit.encoder.layer.{i-1}"
-_HF_QKV = tuple(
-    f"{_HF_LAYER}.attention.attention.{part}" for part in ("query", "key", "value")
-)
-TRANSFORMERS_VIT = Table(
-    ("transformers",),
-    "vit",
-    (
-        Rule("class_token", "vit.embeddings.cls_token"),
-        Rule("positions", "vit.embeddings.position_embeddings"),
-        Rule("stem_conv", "vit.embeddings.patch_embeddings.projection"),
-        Rule("stage{i}_block/norm1", f"{_HF_LAYER}.layernorm_before"),
-        Rule("stage{i}_block/norm2", f"{_HF_LAYER}.layernorm_after"),
-        Rule("stage{i}_block/qkv", _HF_QKV),
-        Rule("stage{i}_block/projection", f"{_HF_LAYER}.attention.output.dense"),
-        Rule("stage{i}_block/mlp1", f"{_HF_LAYER}.intermediate.dense"),
-        Rule("stage{i}_block/mlp2", f"{_HF_LAYER}.output.dense"),
-        Rule("last_norm", "vit.layernorm"),
-        Rule("head", "classifier"),
-    ),
-)
-
 MBCONV_UNITS = ("conv1", "conv2", "squeeze", "conv3")
 
 
@@ -244,6 +113,7 @@ def _sequential(block: str) -> list[Rule]:
 
 
 _TIMM = "blocks.{i-1}.{j-1}"
+
 # Blocks of the first stage widen nothing, and are numbered differently.
 TIMM_MBCONV = (
     *conv_norm("stem_@", "conv_stem", "bn1"),
@@ -305,6 +175,7 @@ TIMM_EFFICIENTNET = Table(
 )
 
 _NUMBERED = "_blocks.{n}."
+
 EFFICIENTNET_PYTORCH = Table(
     ("efficientnet_pytorch",),
     "efficientnet",
@@ -319,26 +190,4 @@ EFFICIENTNET_PYTORCH = Table(
         Rule("head", "_fc"),
     ),
     stages=7,
-)
-
-# Where several fit a network that is saved, the first one is taken.
-TABLES: tuple[Table, ...] = (
-    RESNET,
-    WRN,
-    CIFAR_VGG,
-    MOBILENET_V2,
-    CIFAR_MOBILENET_V2,
-    TIMM_MOBILENET_V2,
-    MOBILENET_V3,
-    TIMM_MOBILENET_V3,
-    EFFICIENTNET,
-    TIMM_EFFICIENTNET,
-    EFFICIENTNET_PYTORCH,
-    SHUFFLENET_V1,
-    SHUFFLENET_V2,
-    CIFAR_SHUFFLENET_V2,
-    TORCHVISION_VIT,
-    VIT,
-    TRANSFORMERS_RESNET,
-    TRANSFORMERS_VIT,
 )
