@@ -22,9 +22,12 @@ directories that may be replaced (see `jaxkd.store`)::
                       `run` takes it again as it is
     run.json          {"format": 1, "name", "seed", "started" (UTC, ISO 8601), "jaxkd",
                       "versions": {...}, "device", "git": {"commit", "changed"} or null,
-                      "command": [...], "data": {"name", "classes": [names],
+                      "command": [...], "data": {"name", "kind", "classes": [names],
                       "image_shape", "train", "validation", "test" (numbers of images),
-                      "fingerprint"}, "sha256": {"test/labels.npy": ...}}
+                      "fingerprint", "preprocessing" (from an image file to the
+                      network: "size", "channels", "resize", "range", "mean",
+                      "deviation", "classes", and the shares "test" and "validation")},
+                      "sha256": {"test/labels.npy": ...}}
     metrics.jsonl     one row an epoch, candidate or measurement, below
     results.json      rewritten after each stage, below
     lock              held while a process works here
@@ -33,7 +36,7 @@ directories that may be replaced (see `jaxkd.store`)::
     test/images.npy   uint8 [at most 1000, h, w, c], the first of the test images
     models/NAME/      the final variables of each model, in the form of final/ below:
                       `checkpoint.load` reads {"params", "state"}; meta.json has its
-                      recipe
+                      recipe and its "preprocessing"
     stages/00-NAME/   one folder for each stage, NAME as in the configuration; emptied
                       if the stage is run again from other inputs:
       checkpoints/000012/   after 12 steps: data/ (orbax), meta.json, jaxkd.json with
@@ -68,6 +71,7 @@ of their own before the stages, with index -1 and the kind "weights"::
 
     {"index", "stage", "kind", "model", "directory" (of the logits, relative to RUN),
      "accuracy", "nll", "ece" (on the test images),
+     "accuracy_by_class" (by label; null for a class without test images),
      "agreement" (with the teacher on the test images; null before there is one),
      "parameters", "macs" (of one image), "bytes" (of the variables, kernels at their
      quantized width), "quantized" (whether), "epochs", "seconds" (of the stage, since

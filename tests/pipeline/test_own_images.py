@@ -1,13 +1,17 @@
 """From a folder of pictures to an int8 file that knows how to look at them."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import tomllib
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxkd import data, export, models
 from jaxkd.__main__ import main
@@ -244,17 +248,27 @@ def test_new_prints_a_configuration_that_is_valid(photos, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_new_configuration_gives_an_int8_file_and_a_report(
-    photos, cache, tmp_path, capsys
-):
-    assert main(["new", str(photos)]) == 0
-    (tmp_path / "mine.toml").write_text(capsys.readouterr().out)
-    run = tmp_path / "run"
-    assert main(["run", str(tmp_path / "mine.toml"), "--to", str(run)]) == 0
-    (file,) = run.glob("stages/*/files/student.tflite")
-    assert export.load(file).preprocessing.classes == ("null", "één")
+def test_the_readme_s_commands_give_an_int8_file_and_a_report(tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    section = (root / "README.md").read_text().split("## Your own images\n")[1]
+    commands = section.split("```sh\n")[1].split("```")[0]
+    pictures.write(tmp_path / "photos", classes=("cat", "dog"), each=40)
+    image = Image.open(tmp_path / "photos" / "cat" / "001.jpg")
+    image.save(tmp_path / "photos" / "cat" / "1.jpg")
+    jaxkd = f'jaxkd() {{ {sys.executable} -m jaxkd "$@"; }}'
+    own = {"PYTHONPATH": str(root), "JAXKD_DATA": str(tmp_path / "cache")}
+    found = subprocess.run(
+        ["bash", "-ec", f"{jaxkd}\n{commands}"],
+        cwd=tmp_path,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    run = tmp_path / "runs" / "photos"
+    (file,) = json.loads((run / "results.json").read_text())["rows"][-1]["files"]
+    assert export.load(run / file["path"]).preprocessing.classes == ("cat", "dog")
+    assert f"accuracy {file['accuracy']}\n" in found.stdout
+    assert file["accuracy"] > 0.7
+    assert "photos/cat/1.jpg: cat" in found.stdout
     assert (run / "report.html").exists()
-    row = json.loads((run / "results.json").read_text())["rows"][-1]
-    capsys.readouterr()
-    found = told(capsys, "eval", file, "--data", photos)
-    assert found["accuracy"] == row["files"][0]["accuracy"] > 0.7
