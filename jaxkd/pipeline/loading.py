@@ -72,7 +72,7 @@ def loaded(config: Config, name: str, weights: str, world: World) -> Held:
     build = functools.partial(
         networks.build, model, classes=world.classes, image_shape=world.image_shape
     )
-    first = [step for step in recipe if step["step"] == "choose"]
+    first = [step for step in recipe if step["step"] in ("choose", "recipe")]
     whole = _own(Held(build(first, params, extra)), world)
     _same(whole, _before(recipe, params, extra), folder, recipe)
     try:

@@ -12,7 +12,9 @@ training it. With the variables it is enough to have the network again::
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jax import ShapeDtypeStruct
 
 from jaxkd import _tree, cost, models, store
 from jaxkd._text import alternatives
@@ -159,9 +161,19 @@ def zeros(shapes: dict[str, Any]) -> tuple[Any, Any]:
     return nested["params"], nested["state"]
 
 
-def started(net: Net, variables: tuple[Any, Any]) -> Net:
-    """The network whose `init` gives these variables."""
-    return Net(lambda key, x: variables, net.apply)
+def started(net: Net, variables: tuple[Any, Any] | None) -> Net:
+    """The network whose `init` gives these variables, zeros where they are shapes.
+
+    A network's own `init` knows nothing of pruned widths or trained weights. With None
+    it is the network itself.
+    """
+    if variables is None:
+        return net
+
+    def leaf(a: Any) -> Any:
+        return jnp.zeros(a.shape, a.dtype) if isinstance(a, ShapeDtypeStruct) else a
+
+    return Net(lambda key, x: jax.tree.map(leaf, variables), net.apply)
 
 
 def without_steps(params: Any) -> Any:

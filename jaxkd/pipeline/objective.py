@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import optax
 
-from jaxkd import distill, losses, terms
+from jaxkd import distill, losses, recipes, terms
 from jaxkd._text import alternatives
 from jaxkd.pipeline import schema
 from jaxkd.pipeline.parts import NAME, Losses, Ramp, Weight
@@ -143,9 +143,10 @@ def _weighs(entry: Mapping[str, Any]) -> bool:
 
 def _kind(known: dict[str, Kind], name: Any, here: str) -> Kind:
     if isinstance(name, str) and name in BEYOND:
-        raise ValueError(
-            f"{here}: {name} needs {BEYOND[name]}; it is for Python, see jaxkd.terms"
-        )
+        told = "it is for Python, see jaxkd.terms"
+        if name in recipes.names():
+            told = f'in a distill stage, recipe = "{name}" has them'
+        raise ValueError(f"{here}: {name} needs {BEYOND[name]}; {told}")
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{here}: no loss {name!r}{alternatives(name, known)}")
     return known[name]

@@ -13,9 +13,18 @@ if TYPE_CHECKING:  # it has an optimiser itself
     from jaxkd.pipeline.stages.training import Training
 
 
-def of(stage: "Training", steps: int) -> optax.GradientTransformation:
-    """The optimiser of a stage whose epochs have so many steps."""
-    rate = schedule(stage.schedule, stage.optimizer.rate, stage.epochs, steps)
+def of(
+    stage: "Training", steps: int, *, epochs: int | None = None
+) -> optax.GradientTransformation:
+    """The optimiser of a stage, or of a part of it.
+
+    Args:
+      stage: as configured.
+      steps: of an epoch.
+      epochs: that the schedule spans; by default the stage's.
+    """
+    whole = stage.epochs if epochs is None else epochs
+    rate = schedule(stage.schedule, stage.optimizer.rate, whole, steps)
     tx = transformation(stage.optimizer, rate)
     return _only(tx, stage.trains) if stage.trains else tx
 

@@ -106,7 +106,7 @@ def _widths(key: str, model: Space) -> None:
 
 def _used(stages: Iterable[AnyStage]) -> set[str]:
     fields = ("model", "teacher", "source")
-    return {getattr(stage, field, "") for stage in stages for field in fields}
+    return {name for stage in stages for f in fields for name in stage.names(f)}
 
 
 def _zoo(key: str, name: str) -> None:
@@ -118,13 +118,14 @@ def _zoo(key: str, name: str) -> None:
 
 
 def _models_exist(stage: AnyStage, models: dict[str, Known]) -> None:
+    if stage.needs_teacher and not stage.names("teacher"):
+        raise ValueError(f"teacher: no model {''!r}{alternatives('', models)}")
     for field in ("model", "teacher", "source"):
-        name = getattr(stage, field, "")
-        if not name and field == "teacher" and not stage.needs_teacher:
-            continue
-        if field != "model" and not hasattr(stage, field):
-            continue
-        if name not in models:
-            raise ValueError(f"{field}: no model {name!r}{alternatives(name, models)}")
-        if field != "model" and name == stage.model:
-            raise ValueError(f"{field}: {name!r} is the model itself")
+        if field != "teacher" and hasattr(stage, field) and not stage.names(field):
+            raise ValueError(f"{field}: no model {''!r}{alternatives('', models)}")
+        for name in stage.names(field):
+            if name not in models:
+                hint = alternatives(name, models)
+                raise ValueError(f"{field}: no model {name!r}{hint}")
+            if field != "model" and name == stage.model:
+                raise ValueError(f"{field}: {name!r} is the model itself")

@@ -21,9 +21,9 @@ Row = dict[str, Any]
 
 def teacher_of(config: Config) -> str | None:
     """The model that others are compared with: the first that teaches."""
-    named = [getattr(stage, "teacher", "") for stage in config.stages]
+    named = [name for stage in config.stages for name in stage.names("teacher")]
     fallback = "teacher" if "teacher" in config.models else None
-    return next(filter(None, named), fallback)
+    return next(iter(named), fallback)
 
 
 def of_stage(

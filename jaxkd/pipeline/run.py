@@ -195,13 +195,14 @@ def _job(
 def _begins(config: Config, place: int, models: dict[str, Held], data: str) -> str:
     """A digest of all that decides what a stage makes."""
     stage = config.stages[place]
-    names = [getattr(stage, field, "") for field in ("model", "teacher", "source")]
-    tables = [msgspec.to_builtins(config.models[name]) for name in names if name]
+    fields = ("model", "teacher", "source")
+    names = [name for field in fields for name in stage.names(field)]
+    tables = [msgspec.to_builtins(config.models[name]) for name in names]
     for table in tables:
         table.pop("weights", None)  # a path; what it holds is in the models' digests
     told = msgspec.to_builtins((config.seed, place, config.data, stage, data, tables))
     own = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    return "+".join([own, *(state.digest(models[name]) for name in names if name)])
+    return "+".join([own, *(state.digest(models[name]) for name in names)])
 
 
 def _stage(stage: AnyStage, job: Job, done: Progress) -> Progress:
@@ -244,8 +245,10 @@ def _others(folder: pathlib.Path) -> list[pathlib.Path]:
     """What lies in the folder of a stage and was not written by one."""
     steps, files = folder / "checkpoints", folder / "files"
     known = {folder / name for name in WRITTEN} | {steps, files}
-    known |= {*checkpoint.steps(steps), *exporting.recorded(files)}
-    inside = [p for each in (folder, steps, files) for p in _inside(each)]
+    parts = [p for p in steps.glob("part-*") if p.name[5:].isdecimal()]
+    written = [path for each in (steps, *parts) for path in checkpoint.steps(each)]
+    known |= {*parts, *written, *exporting.recorded(files)}
+    inside = [p for each in (folder, steps, *parts, files) for p in _inside(each)]
     return [p for p in inside if p not in known and not p.name.startswith(store.PREFIX)]
 
 

@@ -30,6 +30,9 @@ def problems(raw: Any, kind: Any, key: str = "") -> Iterator[str]:
       key: where `raw` is, as `--set` takes it: "stages.1.optimizer".
     """
     kind, bounds = _bare(kind)
+    if get_origin(kind) is types.UnionType and str in get_args(kind):
+        # A text, or a list of them.
+        kind = tuple[str, ...] if isinstance(raw, list | tuple) else str
     tables = _tables(kind)
     if tables:
         yield from _table(raw, tables, key)

@@ -35,13 +35,11 @@ class Stage(Value, frozen=True, kw_only=True):
       steps: for each step that it adds to a model's recipe, how the step is replayed
         on the network before it, for a model that is loaded.
       needs_weights: whether its model must have been trained before.
-      needs_teacher: whether `teacher` must name a model.
     """
 
     shown: ClassVar[Mapping[str, Any]] = {}
     steps: ClassVar[Mapping[str, Replay]] = {}
     needs_weights: ClassVar[bool] = False
-    needs_teacher: ClassVar[bool] = False
 
     name: Annotated[
         str,
@@ -56,6 +54,21 @@ class Stage(Value, frozen=True, kw_only=True):
     def kind(self) -> str:
         """The kind: "train", "distill", ..."""
         return str(self.__struct_config__.tag)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether `teacher` must name a model."""
+        return False
+
+    @property
+    def needs_trained_teacher(self) -> bool:
+        """Whether the teacher must have been trained."""
+        return True
+
+    def names(self, field: str) -> tuple[str, ...]:
+        """The models that a field names: none, one, or several of a list."""
+        value = getattr(self, field, "")
+        return tuple(value) if not isinstance(value, str) else (value,) * bool(value)
 
     def check(self, models: Mapping[str, Known]) -> Known:
         """Check that the stage can follow those before it.
@@ -74,9 +87,11 @@ class Stage(Value, frozen=True, kw_only=True):
             raise ValueError(
                 f"model: {name!r} is a space; a search stage must come first"
             )
-        for field in ("teacher", "source"):
-            other = getattr(self, field, "")
-            if other and not models[other].trained:
+        others = [(f, other) for f in ("teacher", "source") for other in self.names(f)]
+        for field, other in others:
+            if field == "teacher" and not self.needs_trained_teacher:
+                continue
+            if not models[other].trained:
                 raise ValueError(
                     f"{field}: {other!r} has not been trained: put a train stage with "
                     f'model = "{other}" before this one, or give models.{other}.weights'

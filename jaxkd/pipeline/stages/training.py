@@ -1,41 +1,25 @@
 """What the stages that train have in common, and the loop of their epochs."""
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+import functools
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import jax
 from msgspec import Meta, field
 
-from jaxkd import distill, evaluate, losses, store, train
-from jaxkd.distill import TrainState
+from jaxkd import distill, evaluate, losses, recipes, store, train
 from jaxkd.models.net import Net
-from jaxkd.pipeline import memory, networks, objective, optimizing
+from jaxkd.pipeline import lessons, objective, optimizing
 from jaxkd.pipeline.networks import Held
 from jaxkd.pipeline.parts import Losses, Optimizer, Patterns, Schedule, about, whole
 from jaxkd.pipeline.stages.job import Job, Made, row_of
 from jaxkd.pipeline.stages.stage import Known, Stage
-from jaxkd.train import saving as saved
-from jaxkd.types import Batch
+from jaxkd.schemes import staged
+from jaxkd.train import saving as saves
+from jaxkd.train.saving import Saving
 
 Variables = tuple[Any, Any]
 Rows = list[dict[str, Any]]
-
-
-class Course(NamedTuple):
-    """A training that has been set up.
-
-    Attributes:
-      init: `(key, teacher_variables, start, batch) -> TrainState`; `start` are the
-        variables to go on from, or None for fresh ones.
-      epoch: to be compiled.
-      teacher_variables: of the teacher.
-      steps: of an epoch.
-    """
-
-    init: Callable[..., TrainState]
-    epoch: train.Epoch
-    teacher_variables: Any
-    steps: int
 
 
 class Training(Stage, frozen=True, kw_only=True):
@@ -60,6 +44,14 @@ class Training(Stage, frozen=True, kw_only=True):
         """Return the losses; `steps` are those of an epoch."""
         return {"ce": (1.0, distill.on_labels(losses.cross_entropy))}
 
+    def training(self, job: Job, net: Net) -> recipes.Recipe:
+        """Return what is trained, here the objective and the optimiser of the stage."""
+        steps = steps_of(self, job)
+        task = staged.Stage(
+            "", self.objective(job, steps), self.epochs, optimizing.of(self, steps)
+        )
+        return recipes.Recipe(net, (task,), *teacher_of(self, job))
+
     def rehearse(self, job: Job) -> Held:
         """Trace an epoch."""
         held = job.models[self.model]
@@ -71,14 +63,15 @@ class Training(Stage, frozen=True, kw_only=True):
         held = job.models[self.model]
         net = self.network(held)
         (params, state), rows = fit(net, self, job, start_of(held))
-        return Made(held._replace(params=params, state=state), rows, self.epochs)
+        return Made(held._replace(params=params, state=state), rows, len(rows))
 
 
 class Taught(Training, frozen=True, kw_only=True):
     """What every stage has that may be taught."""
 
     teacher: Annotated[
-        str, about("the model that teaches; empty: the labels alone")
+        str | tuple[str, ...],
+        about("the model that teaches; empty: the labels alone"),
     ] = ""
     temperature: Annotated[
         float, Meta(description="of each loss that has one", ge=1e-3, le=1e4)
@@ -91,7 +84,13 @@ class Taught(Training, frozen=True, kw_only=True):
     def check(self, models: Mapping[str, Known]) -> Known:
         """Check the losses, too."""
         after = super().check(models)
-        objective.check(self.losses, self.temperature, teacher=self.teacher)
+        names = self.names("teacher")
+        if len(names) > 1:
+            raise ValueError(
+                f"teacher: names {len(names)} models; several are for a distill stage "
+                'with recipe = "ensemble"'
+            )
+        objective.check(self.losses, self.temperature, teacher="".join(names))
         return after
 
     def objective(self, job: Job, steps: int) -> distill.Spec:
@@ -107,27 +106,16 @@ def start_of(held: Held) -> Variables | None:
     return None if held.params is None else (held.params, held.state)
 
 
-def course(net: Net, stage: Training, job: Job) -> Course:
-    """Sets a training up."""
-    steps = len(job.world.train.labels) // stage.batch_size
-    teacher, teacher_variables = _teacher(stage, job)
-    spec, tx = stage.objective(job, steps), optimizing.of(stage, steps)
-
-    def init(key: Any, teacher_variables: Any, start: Any, batch: Batch) -> TrainState:
-        # A network's own init knows nothing of pruned widths or trained weights.
-        student = net if start is None else networks.started(net, start)
-        d = distill.distiller(student, teacher, spec, tx)
-        return d.init(key, teacher_variables, batch)
-
-    d = distill.distiller(net, teacher, spec, tx)
-    epoch = train.make_epoch(d, view=job.world.view, batch_size=stage.batch_size)
-    return Course(init, epoch, teacher_variables, steps)
+def steps_of(stage: Training, job: Job) -> int:
+    """The steps of an epoch."""
+    return len(job.world.train.labels) // stage.batch_size
 
 
-def _teacher(stage: Training, job: Job) -> tuple[distill.Teacher, Any]:
-    name = getattr(stage, "teacher", "")
-    if not name:
+def teacher_of(stage: Training, job: Job) -> tuple[distill.Teacher, Any]:
+    """The teacher and its variables."""
+    if not stage.names("teacher"):
         return distill.no_teacher, None
+    (name,) = stage.names("teacher")
     held = job.models[name]
     return distill.frozen(held.net), (held.params, held.state)
 
@@ -135,67 +123,138 @@ def _teacher(stage: Training, job: Job) -> tuple[distill.Teacher, Any]:
 def traced(
     net: Net, stage: Training, job: Job, start: Variables | None
 ) -> tuple[Any, Any]:
-    """Traces init and an epoch; gives the student's shapes.
+    """Trace all epochs of a stage; return the shapes of the student's variables."""
+    return trace_recipe(stage.training(job, net), stage, job, start)
+
+
+def trace_recipe(
+    recipe: recipes.Recipe,
+    stage: Training,
+    job: Job,
+    start: Variables | None,
+    teacher: Any = None,
+) -> tuple[Any, Any]:
+    """Trace what `fit_recipe` trains; return the shapes of the student's variables.
 
     Raises:
       ValueError: if networks, losses, patterns or data do not fit together, or not
         into memory.
     """
-    work, world = course(net, stage, job), job.world
-    batch = jax.eval_shape(lambda r: train.example(r, world.plain), world.resident)
-    state = memory.traced(work.init, job.key, work.teacher_variables, start, batch)
-    state, _ = memory.traced(
-        work.epoch, state, work.teacher_variables, world.resident, job.key
-    )
-    return state.student
+    trainings = lessons.lessons(recipe, job.world, teacher)
+    return lessons.trace(trainings, job.world, start, batch_size=stage.batch_size)
 
 
 def fit(
     net: Net, stage: Training, job: Job, start: Variables | None
 ) -> tuple[Variables, Rows]:
-    """Trains a network for the stage's epochs, from its newest checkpoint if there is.
+    """Train a network on the objective of a stage; see `fit_recipe`."""
+    return fit_recipe(stage.training(job, net), stage, job, start)
+
+
+def fit_recipe(
+    recipe: recipes.Recipe,
+    stage: Training,
+    job: Job,
+    start: Variables | None,
+    teacher: Any = None,
+) -> tuple[Variables, Rows]:
+    """Train through all lessons of a recipe, from the newest checkpoints if there are.
 
     Returns:
-      The variables of the last or the best epoch, and the rows of all epochs.
+      The variables of the last or the best epoch of the last lesson, and the rows of
+      all epochs.
 
     Raises:
       KeyboardInterrupt: after Ctrl-C, when the epoch is saved.
     """
-    work, world, keeps = course(net, stage, job), job.world, job.config.checkpoints
-    example = train.example(world.resident, world.plain)
-    first = lambda: jax.jit(work.init)(job.key, work.teacher_variables, start, example)
-    best = keeps.best or stage.take == "best"
-    saving = saved.Saving(
+    trainings = lessons.lessons(recipe, job.world, teacher)
+    rows: Rows = []
+    before: Any = None
+    for number, lesson in enumerate(trainings):
+        last = lesson is trainings[-1]
+        saving = _saving(stage, job, take_best=last and stage.take == "best")
+        about = {}
+        if len(trainings) > 1:
+            saving = saving._replace(folder=saving.folder / f"part-{number}")
+            about = {"part": lesson.name}
+        run = _fit_lesson(
+            lesson, number, stage, job, start, before, saving, about, rows
+        )
+        if run.interrupted:
+            raise KeyboardInterrupt(f"in stage {stage.name}, after epoch {len(rows)}")
+        before = run.state
+    return trainings[-1].deployed(before).student, rows
+
+
+def _saving(stage: Training, job: Job, *, take_best: bool) -> Saving:
+    """Where and when a stage is saved."""
+    keeps = job.config.checkpoints
+    return Saving(
         job.folder / "checkpoints",
         store.identity(begins=job.begins),
         job.warn,
         epochs=keeps.every,
         keep=keeps.keep,
-        best="accuracy" if best else None,
-        take_best=stage.take == "best",
+        best="accuracy" if keeps.best or take_best else None,
+        take_best=take_best,
     )
-    begun = saved.begin(saving, first, epochs=stage.epochs, steps=work.steps)
-    job.metrics.reset([_row(stage, row) for row in begun.rows])
-    run = saved.run(
-        work.epoch,
+
+
+def _fit_lesson(
+    lesson: lessons.Lesson,
+    number: int,
+    stage: Training,
+    job: Job,
+    start: Variables | None,
+    before: Any,
+    saving: Saving,
+    about: dict[str, Any],
+    rows: Rows,
+) -> train.Run:
+    """Train one lesson, and add its rows to those of the lessons before."""
+    world, examples = job.world, lesson.examples
+    # The first has the keys of the run and of the stage themselves.
+    fold = lambda key: jax.random.fold_in(key, number) if number else key
+    teaches = lesson.teacher_variables(before)
+    batch = jax.jit(lambda r: train.example(r, world.plain))(examples)
+
+    @jax.jit
+    def init(key: Any, teaches: Any, start: Any, before: Any, batch: Any) -> Any:
+        return lesson.distiller(start, before).init(key, teaches, batch)
+
+    first = functools.partial(init, fold(job.key), teaches, start, before, batch)
+    steps = steps_of(stage, job)
+    begun = saves.begin(saving, first, epochs=lesson.epochs, steps=steps)
+    row = functools.partial(_row, stage, about, len(rows))
+    job.metrics.reset([*rows, *map(row, begun.rows)])
+    score = evaluate.scorer(lesson.net, world.held_out, view=world.plain)
+    d = lesson.distiller(start, before)
+    run = saves.run(
+        train.make_epoch(d, view=world.view, batch_size=stage.batch_size),
         begun,
-        work.teacher_variables,
-        world.resident,
+        teaches,
+        examples,
         saving,
-        key=job.stage_key,
-        epochs=stage.epochs,
-        evaluate=evaluate.scorer(net, world.held_out, view=world.plain),
-        log=lambda row: job.metrics.add(_row(stage, row)),
-        name=stage.name,
+        key=fold(job.stage_key),
+        epochs=lesson.epochs,
+        evaluate=lambda state: score(lesson.deployed(state)),
+        log=lambda found: job.metrics.add(row(found)),
+        name=": ".join([stage.name, *about.values()]),
     )
-    rows = [_row(stage, row) for row in run.history]
-    if run.interrupted:
-        raise KeyboardInterrupt(f"in stage {stage.name}, after epoch {len(rows)}")
-    return run.variables, rows
+    rows += map(row, run.history)
+    return run
 
 
-def _row(stage: Training, row: dict[str, Any]) -> dict[str, Any]:
+def _row(
+    stage: Training, about: dict[str, Any], done: int, row: dict[str, Any]
+) -> dict[str, Any]:
     """A row of the metrics; rates are of images, and no other timing is kept."""
     others = ("run", "waited", "examples/s")
     kept = {key: value for key, value in row.items() if key not in others}
-    return {**row_of(stage), **kept, "images/s": round(row["examples/s"], 1)}
+    kept["epoch"] += done
+    return {
+        **row_of(stage),
+        **about,
+        **kept,
+        "images/s": round(row["examples/s"], 1),
+    }
