@@ -10,6 +10,13 @@ run is one seed. It can be killed at any moment and resumed; on the same device 
 outcome is the same, bit for bit. SIGTERM, which schedulers send, is one Ctrl-C: the
 epoch under way is finished and saved.
 
+A distill stage may name one of `jaxkd.recipes` in place of its losses. Epochs and batch
+size are the stage's, and so are optimizer and schedule, of every part of the recipe, but
+with `published = true`. Lengths of first parts and warm-ups are the published ones in
+proportion to the epochs. Of "mutual", the teacher's network is the peer, and only the
+student is kept; of "mean_teacher", the average is; of "simkd", the model is from then on
+the student with the teacher's classifier.
+
 One process makes a run. Of several processes of one job (see `jaxkd.processes`) the
 first makes it, and the others end.
 
@@ -39,7 +46,8 @@ directories that may be replaced (see `jaxkd.store`)::
                       recipe and its "preprocessing"
     stages/00-NAME/   one folder for each stage, NAME as in the configuration; emptied
                       if the stage is run again from other inputs:
-      checkpoints/000012/   after 12 steps: data/ (orbax), meta.json, jaxkd.json with
+      checkpoints/000012/   (of a recipe in parts, in part-0/, part-1/, ...)
+                            after 12 steps: data/ (orbax), meta.json, jaxkd.json with
                             the sha256 of each file
       final/                what the stage has made, in the same form; a stage whose
                             final/ is whole is done
@@ -53,7 +61,8 @@ directories that may be replaced (see `jaxkd.store`)::
 A row of metrics.jsonl has "stage" (its name), "kind", "model", and
 
 * of a training epoch: "epoch" (from 1), "seconds", "images/s", "loss", "loss/NAME" for
-  each term, "norm/grad", and "accuracy" and "nll" on the validation images;
+  each term, "norm/grad", and "accuracy" and "nll" on the validation images; of a recipe
+  in parts, "part" (its name), and epochs are counted through all parts;
 * of a search: "trial" (from 1), "tokens", "values", "reward" (null for a candidate that
   failed, with "error"), "macs", "parameters", "seconds";
 * of a prune stage: "dropped" (units removed by group), "macs", "parameters";

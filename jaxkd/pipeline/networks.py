@@ -4,6 +4,7 @@ A recipe is a list of steps that JSON can hold: what has been done to a network 
 training it. With the variables it is enough to have the network again::
 
     {"step": "choose", "values": {...}}      of a space, by a search
+    {"step": "recipe", "name", "options", "teacher": {...}}    a classifier of another's
     {"step": "prune"}                        widths are those of the variables
     {"step": "fold", "shapes": {...}}        BatchNorm; shapes of the variables before
     {"step": "quantize", "how": {...}}       fields of `Quantization`

@@ -21,6 +21,7 @@ OWN = ("loss", "weight")
 MOST = 10**6  # of a knob that is a whole number: it may be an axis, or counts a loop
 SIZE = 1e-6, 1e6  # of a knob that is another number, if it is not 0; none is negative
 TEMPERATURE = 1e-3, 1e4
+NO_TERMS = ("adapters", "logit_maps", "margins", "measured_margins")  # of jaxkd.terms
 NOT_HERE = ("where", "class_mask", "adapter", "index", "labels", "weights")
 
 # What needs more than a configuration can say: arrays of the teacher, another network,
@@ -67,7 +68,7 @@ def kinds() -> dict[str, Kind]:
         elif inputs == ["student_logits", "teacher_logits", "labels"]:
             found[name] = _lifted(function, distill.on_logits_and_labels, True, "both")
     for name in terms.__all__:
-        if name not in ("adapters", "margins", "measured_margins"):
+        if name not in NO_TERMS:
             found[name] = _term(name, getattr(terms, name))
     return {name: found[name] for name in sorted(found) if name not in BEYOND}
 

@@ -132,7 +132,7 @@ def test_weights_that_were_changed_are_refused_with_their_name(run, file, tmp_pa
     change = f"models.student.weights={str(folder)!r}"
     with pytest.raises(ValueError, match=f"{changed.name} has changed; .*{again}"):
         runs.rehearse(
-            reading.load(file, [change, "stages.distill.kind='finetune'"]),
+            reading.load(file, [change]),
             runs.worlds.make(reading.load(file).data),
         )
     runs.resume(run)
@@ -142,8 +142,7 @@ def test_weights_that_were_changed_are_refused_with_their_name(run, file, tmp_pa
 @pytest.mark.bad_input
 def test_weights_of_a_whole_run_name_its_models(run, file, capsys):
     change = f"models.student.weights={str(run)!r}"
-    kind = "stages.distill.kind='finetune'"
-    assert main(["run", str(file), "--check", "--set", change, "--set", kind]) == 2
+    assert main(["run", str(file), "--check", "--set", change]) == 2
     err = capsys.readouterr().err
     assert f"is a run; give the folder of one of its models, {run}/models/" in err
 

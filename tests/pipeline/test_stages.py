@@ -35,7 +35,7 @@ def test_every_kind_is_listed_documented_and_in_a_file_of_its_own():
 
 def test_each_step_of_a_recipe_is_of_one_kind():
     assert len(STEPS) == sum(len(kind.steps) for kind in KINDS)
-    assert {*STEPS} == {"choose", "prune", "fold", "quantize"}
+    assert {*STEPS} == {"choose", "recipe", "prune", "fold", "quantize"}
     model = parts.Mlp()
     how = {"classes": 10, "image_shape": (8, 8, 1)}
     with pytest.raises(ValueError, match="unknown step 'prun'; .*did you mean prune"):
