@@ -10,12 +10,12 @@ run is one seed. It can be killed at any moment and resumed; on the same device 
 outcome is the same, bit for bit. SIGTERM, which schedulers send, is one Ctrl-C: the
 epoch under way is finished and saved.
 
-A distill stage may name one of `jaxkd.recipes` in place of its losses. Epochs and batch
-size are the stage's, and so are optimizer and schedule, of every part of the recipe, but
-with `published = true`. Lengths of first parts and warm-ups are the published ones in
-proportion to the epochs. Of "mutual", the teacher's network is the peer, and only the
-student is kept; of "mean_teacher", the average is; of "simkd", the model is from then on
-the student with the teacher's classifier.
+A distill stage may name one of `jaxkd.recipes` in place of its losses. Epochs, batch
+size, optimizer and schedule are the stage's, for every part of the recipe; with
+`published = true` the last two are the recipe's. Lengths of first parts and warm-ups
+are the published ones in proportion to the epochs. The teacher of "mutual" is the peer,
+of which nothing is kept; of "mean_teacher", the average is kept; "simkd" makes of the
+model the student with the teacher's classifier.
 
 One process makes a run. Of several processes of one job (see `jaxkd.processes`) the
 first makes it, and the others end.

@@ -154,7 +154,7 @@ WRONG = {
     "stages.distill.losses.kd.weight={first=3, last=2}": r"last .2.*is before first",
     "stages.distill.losses.hint.pairs=[]": r"losses\.hint\.pairs: must be a tap",
     "stages.distill.losses.hint={}": r"losses\.hint: needs pairs",
-    "stages.distill.losses.hint.loss=ofd": r"ofd needs the margins .*recipe = \"ofd\" has them",
+    "stages.distill.losses.hint.loss=ofd": "ofd needs .*recipe = .ofd. has them",
     "stages.distill.losses.ce=3": r"stages\.3\.losses\.ce: must be a table, got 3",
     "stages.distill.teacher=techer": r"teacher: no model 'techer'.*did you mean teach",
     "stages.distill.teacher=student": r"teacher: 'student' is the model itself",
