@@ -1,6 +1,7 @@
 """Students on data they never saw: the data, and a small run."""
 
 import numpy as np
+import pytest
 
 from experiments import crossdata
 from jaxkd import data
@@ -38,7 +39,8 @@ def test_matching_classes_of_cifar100():
     assert right.sum() == sum(map(len, crossdata.CIFAR100_AS_CIFAR10.values()))
 
 
-def test_an_answer_counts_where_it_is_one_of_the_right_ones(tmp_path):
+@pytest.mark.slow
+def test_it_runs_and_shifted_digits_are_harder(tmp_path):
     config = crossdata.Config(
         dataset="digits",
         seeds=2,

@@ -79,7 +79,10 @@ def test_the_time_is_kept(tmp_path, capsys):
     assert "step:mnist_mlp: no time left" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sent",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM],
+)
 def test_jobs_end_with_who_started_them(tmp_path, sent):
     options = ["--out", str(tmp_path), "--jobs", "check", "--tiny"]
     parent = subprocess.Popen(
