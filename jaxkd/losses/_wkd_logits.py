@@ -1,6 +1,5 @@
 """Wasserstein distance of logits, WKD-L (Lv, Yang & Li, 2024)."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -128,7 +127,7 @@ def _transport(
     exponent = cost / epsilon
     # u and v are scaled to at most 1: what then underflows beside exp(-40) is nothing.
     close = jnp.max(jnp.abs(exponent)) <= 40
-    sinkhorn = functools.partial(_sinkhorn, iterations=iterations)
+    sinkhorn = lambda *given: _sinkhorn(*given, iterations=iterations)
 
     def by_products(log_rows, log_columns, exponent, cost):
         kernel = jnp.exp(-exponent)
