@@ -1,9 +1,11 @@
-"""VGG with BatchNorm and one linear layer as its head, for small images."""
+"""VGG with BatchNorm: one linear layer as its head for small images, or three."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
 
 from jaxkd.models._layers import check_numbers, conv, global_mean, head, norm
 from jaxkd.models.net import Net, from_linen
@@ -18,6 +20,14 @@ VGGS: dict[str, dict[str, Any]] = {
     "vgg16": {"stages": ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)},
     "vgg19": {"stages": ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)},
 }
+# The paper's own for 224x224 images, as torchvision names them.
+for _depth in (11, 13, 16, 19):
+    VGGS[f"vgg{_depth}_bn"] = {
+        **VGGS[f"vgg{_depth}"],
+        "pools": 5,
+        "hidden": (4096, 4096),
+    }
+PARTS = 7
 
 
 class Vgg(nn.Module):
@@ -27,6 +37,7 @@ class Vgg(nn.Module):
     pools: int
     classes: int
     dtype: Any = None
+    hidden: Sequence[int] = ()
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -46,8 +57,31 @@ class Vgg(nn.Module):
             if i < self.pools:
                 x = max_pool(x, (2, 2))
         taps["unpooled"] = x
-        x = taps["pooled"] = global_mean(x)
+        x = self._pooled(x)
+        for k, width in enumerate(self.hidden, start=1):
+            dense = nn.Dense(width, dtype=self.dtype, name=f"last_hidden{k}")
+            x = nn.relu(dense(x))
+        taps["pooled"] = x
         return head(self.classes, self.dtype)(x), taps
+
+    def _pooled(self, x):
+        """The mean over positions, or for hidden layers over 7x7 parts, as one axis."""
+        if not self.hidden:
+            return global_mean(x)
+        for axis in (1, 2):
+            if x.shape[axis] != PARTS:
+                shares = jnp.asarray(_shares(x.shape[axis]), x.dtype)
+                x = jnp.moveaxis(jnp.tensordot(shares, x, (1, axis)), 0, axis)
+        return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # in PyTorch's order
+
+
+def _shares(length):
+    """`[PARTS, length]`, of which each row is the mean over a part of the positions."""
+    shares = np.zeros((PARTS, length), np.float32)
+    for i in range(PARTS):
+        first, last = i * length // PARTS, -(-(i + 1) * length // PARTS)
+        shares[i, first:last] = 1 / (last - first)
+    return shares
 
 
 def vgg(
@@ -55,6 +89,7 @@ def vgg(
     *,
     classes: int,
     pools: int = 3,
+    hidden: Sequence[int] = (),
     dtype: Any = None,
 ) -> Net:
     """VGG as the distillation benchmarks for CIFAR-100 have it.
@@ -73,6 +108,9 @@ def vgg(
       classes: number of logits.
       pools: how many groups, from the first on, end in a pooling. For 32x32 images the
         benchmark pools 3 times, for 64x64 images 4 times.
+      hidden: units of the ReLU layers before the head. The first one sees the means of
+        7x7 parts of the map instead of that over all positions, and `pooled` is what
+        leaves the last, as in the paper's networks for 224x224 images.
       dtype: what to compute in, e.g. `jnp.bfloat16`; parameters and batch statistics
         stay float32 and so do the logits. None follows the input.
 
@@ -102,4 +140,5 @@ def vgg(
     check_numbers(classes=classes)
     if not 0 <= pools <= len(stages):
         raise ValueError(f"pools must be in [0, {len(stages)}], got {pools}")
-    return from_linen(Vgg(stages, pools, classes, dtype))
+    check_numbers(hidden=tuple(hidden))
+    return from_linen(Vgg(stages, pools, classes, dtype, tuple(hidden)))

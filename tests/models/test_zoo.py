@@ -13,6 +13,7 @@ from tests.models.zoo_sheets import IMAGENET, SHEETS
 KEY = jax.random.key(0)
 # Of the same layers as another one.
 ALIKE = {
+    "vgg11_bn", "vgg13_bn", "vgg19_bn",
     "wide_resnet50_2", "regnet_x_400mf", "mobilenetv3_small_100",
     "mobilenetv3_large_100", "vit_small_patch16_224", "vit_small_patch14_dinov2",
     *(f"tf_efficientnet_lite{i}" for i in range(5)),
@@ -138,12 +139,5 @@ def test_layers_are_named_by_rule(name):
     stages = {tap for tap in taps if tap.startswith("stage") and "_" not in tap}
     for layer in params:
         first = layer.split("_")[0]
-        assert first in stages | {
-            "stem",
-            "last",
-            "head",
-            "distilled",
-            "class",
-            "register",
-        } or (layer == "positions")
+        assert first in stages | OTHER_LAYERS
     assert {layer.split("_")[0] for layer in params} >= stages

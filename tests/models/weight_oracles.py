@@ -35,6 +35,7 @@ NETWORKS = {
     "torchvision/convnext_tiny": "convnext_tiny",
     "timm/convnext_tiny": "convnext_tiny",
     "timm/convnextv2_atto": "convnextv2_atto",
+    "torchvision/vgg16_bn": "vgg16_bn",
     "torchvision/densenet121": "densenet121",
     "torchvision/regnet_y_400mf": "regnet_y_400mf",
     "torchvision/mobilenet_v3_small": "mobilenet_v3_small",

@@ -83,6 +83,19 @@ def vgg(*counts):
     return Sheet(rows, 512, taps, biases=sum(row[2] for row in rows))
 
 
+def vgg_bn(*counts):
+    """Simonyan & Zisserman (2015), table 1, with BatchNorm, at 224x224."""
+    small = vgg(*counts)
+    plan = zip(counts, (224, 112, 56, 28, 14), strict=True)
+    sides = [side for count, side in plan for _ in range(count)]
+    rows = [(*row[:4], side) for row, side in zip(small.rows, sides, strict=True)]
+    dense = [(1, 25088, 4096, 1, 1), (1, 4096, 4096, 1, 1)]
+    stages = [square(s, w) for s, w in ((112, 128), (56, 256), (28, 512), (14, 512))]
+    taps = tapped(square(224, 64), stages, square(7, 512)) | {"pooled": (4096,)}
+    norms = [row[2] for row in rows]
+    return Sheet(rows + dense, 4096, taps, norms, small.biases + 8192)
+
+
 def imagenet_resnet(blocks, bottleneck, cifar, groups=1, group_width=64):
     """He et al. (2016), table 1; the bottleneck's stride in its 3x3 convolution."""
     side = 32 if cifar else 56
@@ -360,6 +373,10 @@ SHEETS = {
     "vgg13": vgg(2, 2, 2, 2, 2),
     "vgg16": vgg(2, 2, 3, 3, 3),
     "vgg19": vgg(2, 2, 4, 4, 4),
+    "vgg11_bn": vgg_bn(1, 1, 2, 2, 2),
+    "vgg13_bn": vgg_bn(2, 2, 2, 2, 2),
+    "vgg16_bn": vgg_bn(2, 2, 3, 3, 3),
+    "vgg19_bn": vgg_bn(2, 2, 4, 4, 4),
     "mobilenet_v1": mobilenet_v1(1),
     "mobilenet_v1_050": mobilenet_v1(0.5),
     "mobilenet_v2": mobilenet_v2(0.5, 32, (1, 1, 2, 2, 1, 2, 1), True),
@@ -406,6 +423,7 @@ SHEETS = {
 }
 
 IMAGENET = {
+    "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn",
     "vit_small_patch16_224", "vit_small_patch14_dinov2",
     "vit_small_patch14_reg4_dinov2",
     "convnext_tiny", "convnextv2_atto", "densenet121", "regnet_y_400mf",

@@ -45,6 +45,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
             "resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2",
             "mobilenet_v1", "mobilenet_v1_050", "mobilenet_v2_imagenet",
             "mobilenet_v3_small", "mobilenet_v3_large", "shufflenet_v2_imagenet",
+            "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn",
             "vit_base", "densenet121", "regnet_y_400mf", "regnet_x_400mf",
         ),
         IMAGENET,

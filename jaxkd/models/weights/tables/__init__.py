@@ -7,6 +7,7 @@ from jaxkd.models.weights.tables import mobile, residual, vit
 TABLES: tuple[Table, ...] = (
     residual.RESNET,
     residual.WRN,
+    residual.VGG,
     residual.CIFAR_VGG,
     mobile.MOBILENET_V2,
     mobile.CIFAR_MOBILENET_V2,

@@ -59,6 +59,17 @@ WRN = Table(
     ),
 )
 
+VGG = Table(
+    ("torchvision",),
+    "vgg",
+    (
+        *conv_norm("stem_@{j}", "features.{3n}", "features.{3n+1}"),
+        *conv_norm("stage{i}_@{j}", "features.{3n+i}", "features.{3n+i+1}"),
+        Rule("last_hidden{k}", "classifier.{3k-3}"),
+        Rule("head", "classifier.6"),
+    ),
+)
+
 CIFAR_VGG = Table(
     ("repdistiller",),
     "vgg",
