@@ -101,7 +101,7 @@ def _at(where: str, split: str, prepared: data.Preprocessing) -> data.Dataset:
             return whole
         divided = own.divide(whole, None, mean="data", deviation="data", **shares)
         return getattr(divided, split)
-    if root.suffix in tables.ENDINGS:
+    if any(root.suffix == e or any(root.rglob(f"*{e}")) for e in tables.ENDINGS):
         examples, known = tables.find(root, image="image", label="label", **shares)
     else:
         examples, known = folders.find(root, classes=classes, **shares)

@@ -10,6 +10,8 @@ import tomllib
 
 import jax
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -92,6 +94,19 @@ def test_the_file_alone_measures_what_the_run_did(run, photos, tmp_path, capsys)
         capsys, "eval", tmp_path / "alone.stablehlo", "--data", photos, "--split", "all"
     )
     assert whole["images"] == 80 > found["images"]
+
+
+def test_a_folder_of_parquet_files_is_evaluated_too(run, photos, tmp_path, capsys):
+    paths = sorted(photos.glob("*/*.png"))
+    cells = [{"bytes": path.read_bytes()} for path in paths]
+    labels = [path.parent.name for path in paths]
+    made = pyarrow.table({"image": cells, "label": labels})
+    (tmp_path / "tables").mkdir()
+    pyarrow.parquet.write_table(made, tmp_path / "tables" / "0.parquet")
+    (file,) = run.glob("stages/*/files/*.stablehlo")
+    where = ["--data", tmp_path / "tables", "--split", "all"]
+    found = told(capsys, "eval", file, *where)
+    assert found["images"] == len(paths) and found["accuracy"] > 0.9
 
 
 def test_run_model_and_file_know_the_preprocessing(run):
