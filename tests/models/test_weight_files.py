@@ -88,6 +88,23 @@ def test_bad_files_are_refused_and_run_nothing(name, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("name", ["legacy.pth", "zip.pth", "model.safetensors"])
+def test_changed_bytes_are_read_or_refused_by_a_value_error(name, tmp_path):
+    rng, whole = np.random.default_rng(0), (FILES / name).read_bytes()
+    refused = 0
+    for _ in range(500):
+        content = bytearray(whole)
+        for place in rng.integers(len(content), size=3):
+            content[place] = rng.integers(256)
+        (tmp_path / name).write_bytes(content)
+        try:
+            formats.read(tmp_path / name)
+        except ValueError as error:
+            assert name in str(error)
+            refused += 1
+    assert refused > 100
+
+
 class Call:
     def __reduce__(self):
         return print, ("this ran",)

@@ -12,6 +12,7 @@ import pickle
 import pickletools
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NamedTuple
@@ -144,21 +145,21 @@ def load(path: pathlib.Path) -> Any:
       ValueError: if the file is damaged, or asks for anything but tensors, dicts,
         lists, numbers and text; it names what it asks for.
     """
+    content = io.BytesIO(path.read_bytes())  # reads of it end where the file does
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
+        if zipfile.is_zipfile(content):
+            with zipfile.ZipFile(content) as archive:
                 return _from_zip(archive)
-        with path.open("rb") as file:
-            if file.read(2) == b"PK":
-                raise ValueError("a zip file whose end is missing")
-            file.seek(0)
-            return _from_legacy(file)
+        content.seek(0)
+        if content.read(2) == b"PK":
+            raise ValueError("a zip file whose end is missing")
+        content.seek(0)
+        return _from_legacy(content)
     except _Refused as error:
         raise ValueError(f"{path} {error}") from error
     except (
-        ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError,
-        NotImplementedError, OverflowError, RecursionError, pickle.UnpicklingError,
-        zipfile.BadZipFile,
+        ValueError, LookupError, TypeError, AttributeError, EOFError, OverflowError,
+        RuntimeError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
     ) as error:  # fmt: skip
         raise ValueError(
             f"{path} is damaged, or was not written by torch.save: "
