@@ -77,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "run", _run, "run a configuration in a new directory")
     _configuration(run)
-    run.add_argument("--to", metavar="RUN", help="the directory, instead of a new one")
+    run.add_argument(
+        "--to",
+        metavar="RUN",
+        help="a new directory; by default out/NAME/TIME",
+    )
     run.add_argument(
         "--check", action="store_true", help="stop before any work, all checks done"
     )
@@ -88,10 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _report, "write the report of runs")
     report.add_argument("run_directories", metavar="RUN", nargs="+")
     report.add_argument(
-        "--to", metavar="FOLDER", help="where; by default the first run"
+        "--to", metavar="FOLDER", help="folder of the report; by default the first RUN"
     )
     report.add_argument(
-        "--tensorboard", action="store_true", help="also RUN/tensorboard of each run"
+        "--tensorboard", action="store_true", help="also write RUN/tensorboard"
     )
 
     evaluate = _command(commands, "eval", _eval, "measure an exported file")
@@ -105,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--split",
         default="test",
-        help='"train", "validation", "test"; of data by path also "all"',
+        help='"train", "validation", "test"; or, of data given by path, "all"',
     )
 
     predict = _command(commands, "predict", _predict, "classify image files")
@@ -127,13 +131,16 @@ def _parser() -> argparse.ArgumentParser:
         "model", metavar="MODEL", help="a network of the zoo, or a configuration"
     )
     features.add_argument(
-        "--image", metavar="H,W,C", default="32,32,3", help="one image (zoo)"
+        "--image",
+        metavar="H,W,C",
+        default="32,32,3",
+        help="an image, for the zoo",
     )
-    features.add_argument("--classes", type=int, default=10, help="(zoo)")
+    features.add_argument("--classes", type=int, default=10, help="for the zoo")
 
     export = _command(commands, "export", _export, "write a run's model as files")
     export.add_argument("run_directory", metavar="RUN")
-    export.add_argument("--model", help="which; by default the last that changed")
+    export.add_argument("--model", help="its name; by default the one changed last")
     export.add_argument(
         "--formats",
         nargs="+",

@@ -12,8 +12,8 @@ written as a `Term`.
     ...     "kd": (0.9, distill.on_logits(losses.kd, temperature=5.0)),
     ... }
 
-The name of a summand is the metric's ("loss/kd"), its parameters' key and the
-checkpoint's. A weight is a number or an optax schedule of the step.
+The name of a term also names its metric ("loss/kd") and its parameters, in the state
+and in checkpoints. A weight is a number or an optax schedule of the step.
 """
 
 import inspect
@@ -158,7 +158,7 @@ def _boolean(where: Array) -> None:
 
 
 def without_masked(batch: Batch) -> Batch:
-    """Return a batch with 0 for what is not finite and `batch["where"]` leaves out.
+    """Return the batch, 0 where a value is not finite and `batch["where"]` is false.
 
     A loss of 0 has a gradient of 0, but times a NaN of the image it is NaN in every
     kernel; and BatchNorm means over the whole batch.

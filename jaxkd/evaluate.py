@@ -34,7 +34,7 @@ def predict(
     batch is filled up by repeating examples, whose logits are then cut off.
 
     Args:
-      teacher: what answers, e.g. `distill.frozen(net)`.
+      teacher: the network to evaluate, also a student, e.g. `distill.frozen(net)`.
       variables: its variables.
       resident: the data, e.g. from `data.on_device`.
       view: how the network is to see them, e.g. `augment.chain(to_float, ...)`; its key
@@ -42,8 +42,8 @@ def predict(
       batch_size: examples in one pass; no effect on the values.
 
     Raises:
-      ValueError: if the columns differ in length, or the answer does not begin with the
-        batch's axis, as that of an ensemble does not.
+      ValueError: if the columns differ in length, or the first axis of the logits is
+        not the batch's, as of an ensemble.
     """
     n = count(resident)
     batches = -(-n // batch_size)

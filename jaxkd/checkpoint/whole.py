@@ -1,4 +1,4 @@
-"""A tree and its notes in a directory with checksums."""
+"""A tree and its notes in a directory with checksums; a damaged one is refused."""
 
 import json
 import os

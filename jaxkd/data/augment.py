@@ -74,7 +74,7 @@ def normalise(mean: ArrayLike, sd: ArrayLike) -> View:
         if images.shape[-1:] != mean.shape:
             raise ValueError(
                 f"mean and sd must have one entry for each channel of images "
-                f"{images.shape}, got shape {mean.shape}"
+                f"{images.shape}, got {len(mean)}"
             )
         # Broadcast by hand: an implicit change of rank is an error in strict numerics.
         shift = jnp.broadcast_to(jnp.asarray(mean, images.dtype), images.shape)

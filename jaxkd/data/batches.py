@@ -58,7 +58,7 @@ def epoch(key: Array, n: int, batch_size: int) -> Int[Array, "steps batch"]:
     """The shuffled order of an epoch, one row for each step.
 
     Each of the n positions occurs at most once; the n modulo `batch_size` that would
-    make an incomplete batch are left out, others in every epoch.
+    make an incomplete batch are left out, different ones in each epoch.
 
     Args:
       key: decides the order.

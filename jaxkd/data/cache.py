@@ -43,10 +43,10 @@ def write(
 ) -> None:
     """Write a split as one directory of `store.write_dir`.
 
-    The official splits are written beside it, so that a cached data set can say which
-    it has without what it was prepared with. Of two processes that write the same at
-    once, the second finds a whole split and leaves it. `facts` are what `facts` reads:
-    the files that it was decoded from, for one.
+    The official splits are written beside it, so that they can be listed without the
+    archives that it was prepared from. Of two processes that write the same at once,
+    the second finds a whole split and leaves it. `facts`, such as the files that it was
+    decoded from, are what the function `facts` returns.
     """
     check(dataset)
     arrays = {name: np.asarray(getattr(dataset, name)) for name in ARRAYS}

@@ -134,7 +134,7 @@ def random_box(
 
 
 def centre_crop(size: int, *, resize: int | None = None) -> Decode:
-    """The middle of the image, whose shorter side becomes `resize`: how to test.
+    """Resize the shorter side to `resize`, and cut out the central square, for tests.
 
     Args:
       size: the side of what comes out, in pixels.

@@ -3,7 +3,7 @@
 A mixed batch has two labels. "label" stays the image's own; "label_other" is added for
 its partner's and "label_weight", float32 `[batch]`, for the share w of its own, so that
 the loss on labels is w loss(label) + (1 - w) loss(label_other). Networks see the mixed
-image, hence losses against the teacher need nothing of it.
+image, so losses against the teacher need no labels.
 """
 
 import jax

@@ -141,7 +141,10 @@ def _official(
         cache.write(where, decoded, official_splits=official_splits)
         cached = cache.read(where)
     if cached is None:
-        raise OSError(f"{where} could not be read back after it was written")
+        raise OSError(
+            f"{where} could not be read back after it was written: see whether "
+            "the disk is full or failing, delete the folder and try again"
+        )
     return cached
 
 

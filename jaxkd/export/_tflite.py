@@ -240,9 +240,9 @@ def with_integer_ends(blob: bytes, ends: edges.Ends) -> bytes:
     last = [o for o in graph.operators if outer[1] in o.outputs]
     if _kinds(model, first) != ["QUANTIZE"] or _kinds(model, last) != ["DEQUANTIZE"]:
         raise NotImplementedError(
-            "LiteRT's converter put other operations at the ends than the quantization "
-            f"of images and logits ({_kinds(model, first)}, {_kinds(model, last)}), so "
-            f"the file cannot have int8 there: {edges.REMEDY}"
+            "int8 at the ends needs a file that begins by quantizing the images and "
+            "ends by dequantizing the logits; LiteRT's converter wrote "
+            f"{_kinds(model, first)} and {_kinds(model, last)}: {edges.REMEDY}"
         )
     inner = [first[0].outputs[0], last[0].inputs[0]]
     for end, name, index in zip(ends, outer, inner, strict=True):

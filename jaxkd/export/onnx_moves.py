@@ -57,7 +57,7 @@ def _divides(small: Any, large: Any) -> bool:
 
 
 def reshape(graph: OnnxGraph, equation: Any, x: Value) -> Value:
-    """A Reshape, and a Transpose where the memory's order does not allow it."""
+    """Emit a Reshape, after a Transpose if the tensor's axes are in another order."""
     after = shape_of(equation)
     groups = _groups(x.shape, after)
     lies = _kept_order(x, after, groups)

@@ -33,7 +33,7 @@ def _weight(graph: OnnxGraph, kernel: Value, order: Sequence[int]) -> str:
 
 
 def convolution(graph: OnnxGraph, equation: Any, x: Value, kernel: Value) -> Value:
-    """Grouped, depthwise and dilated ones too; of two spatial axes."""
+    """Emit a Conv for a convolution of images, also a grouped or dilated one."""
     p = equation.params
     numbers, rank = p["dimension_numbers"], len(x.shape)
     if rank != 4 or p["batch_group_count"] != 1 or set(p["lhs_dilation"]) != {1}:
@@ -137,7 +137,9 @@ def _folded(
     for part in parts:
         some = axes[slice(*part)]
         if not all(isinstance(n, int) for n in some) and len(some) > 1:
-            raise NotImplementedError("product whose free axes are the batch's")
+            raise NotImplementedError(
+                "a matrix product that keeps the batch and other axes of one operand"
+            )
         merged.append(some[0] if len(some) == 1 else math.prod(some))
     shape = [*axes[: parts[0][0]], *merged]
     if x.grid is not None:  # stored as it is read, so that it stays one constant

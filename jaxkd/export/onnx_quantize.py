@@ -1,4 +1,4 @@
-"""The rule of the ONNX emitter for values that are marked as quantized."""
+"""Part of `_onnx.py`: the rule for values that are marked as quantized."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ from jaxkd.losses._math import only, without
 
 
 def _levels(name: str, value: object) -> None:
-    """The check of `levels`."""
+    """Refuse `levels` unless it is a tuple of integers >= 1."""
     ok = isinstance(value, tuple) and all(
         isinstance(level, int) and not isinstance(level, bool) and level >= 1
         for level in value

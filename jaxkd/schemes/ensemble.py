@@ -94,8 +94,12 @@ def side_by_side(outputs: Sequence[Outputs], names: Sequence[str]) -> Outputs:
     Raises:
       ValueError: if one has no logits, or the classes differ.
     """
-    if any(each.logits is None for each in outputs):
-        raise ValueError("a member of the ensemble has no logits: nobody teaches there")
+    for name, each in zip(names, outputs, strict=True):
+        if each.logits is None:
+            raise ValueError(
+                f"member {name} of the ensemble has no logits; is it "
+                "`distill.no_teacher`? Each member must be a network"
+            )
     classes = {n: o.logits.shape[-1] for n, o in zip(names, outputs, strict=True)}
     if len(set(classes.values())) > 1:
         raise ValueError(f"all networks must have the same classes, got {classes}")

@@ -27,7 +27,7 @@ class Regressor(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """The Gaussian's mean, on a map of the same size."""
+        """Predict the mean of the teacher's features; height and width stay."""
         for i in (1, 2, 3):
             if i > 1:
                 x = nn.relu(x)

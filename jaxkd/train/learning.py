@@ -107,9 +107,9 @@ def learn(
         networks with convolutions. Streamed, it is always one after another.
       checkpoints: a folder in which the state is saved. A call with the same arguments
         resumes from there, and returns at once what is finished.
-      save_every: saves after so many steps of an epoch, too.
-      save_epochs: saves after every so many epochs, and after the last; more than one
-        where an epoch takes less time than writing a file.
+      save_every: saves after this number of steps within an epoch, too.
+      save_epochs: saves after this number of epochs, and after the last; raise it if an
+        epoch is shorter than writing a checkpoint.
       identity: what else the training depends on, JSON values such as
         `vars(config)`, compared with what the folder holds. Compared always: data,
         teacher, keys, epochs, batch size, names and constant weights of the terms,

@@ -81,9 +81,8 @@ def make_epoch(
     Args:
       distiller: whose `step` is taken for every batch.
       view: from the stored uint8 images to what the networks see; student and teacher
-        see the same. Of a `cache.replayed` view, epoch e shows view e modulo their
-        number; e is how many updates the state has behind it, divided by the steps of
-        an epoch.
+        see the same. With a `cache.replayed` view of k stored views, epoch e shows
+        number e modulo k, where e is `state.step` divided by the steps of an epoch.
       batch_size: examples in a step, on all devices together; the last, incomplete
         batch is left out.
       mesh: of the devices, from `mesh.make`; None for one device.

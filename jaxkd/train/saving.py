@@ -24,8 +24,8 @@ class Saving(NamedTuple):
       facts: what the training depends on, from `store.identity`; a folder with other
         facts is refused.
       warn: told of damaged checkpoints.
-      epochs: between two checkpoints; the last epoch is always saved.
-      steps: of an epoch, between two checkpoints within it; None is none.
+      epochs: save after this number of epochs, and after the last.
+      steps: save after this number of steps within an epoch; None: between epochs only.
       keep: how many of the latest checkpoints stay.
       best: the metric whose best epoch's checkpoint stays as well; None is none.
       take_best: whether `run` returns that epoch's state in place of the last.
@@ -54,8 +54,8 @@ def begin(
 ) -> Begun:
     """Read the newest whole checkpoint, or make the first state where there is none.
 
-    Later checkpoints, which are damaged, are removed. What has the name of a later
-    checkpoint, and is none, is set aside.
+    Later checkpoints, which are damaged, are removed. Anything else under the name of a
+    later checkpoint is renamed.
 
     Args:
       saving: None if the training is not saved.

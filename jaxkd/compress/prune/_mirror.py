@@ -46,7 +46,9 @@ def references(paths: Sequence[Keys]) -> list[dict[Keys, int]]:
 def find(
     paths: Sequence[Keys], shapes: Sequence[tuple[int, ...]], leaves: list
 ) -> list[int | None]:
-    """For each leaf of a tree the variable that it is a copy of, or None.
+    """Return for each leaf, such as a moment of Adam's, the number of its variable.
+
+    None for a leaf that is of no variable, such as a counter.
 
     Args:
       paths: of the variables.

@@ -28,9 +28,9 @@ class SearchResult(NamedTuple):
     """The result of a search.
 
     Attributes:
-      dropped: the units to remove, of the best candidate; the target is met.
+      dropped: the units that the best candidate removes; it meets the target.
       reward: its metric, as it was measured in the search.
-      trials: all candidates, whose tokens are places in `widths`.
+      trials: every candidate; token i is an index into `widths[i]`.
       widths: for each group the widths that were tried, descending.
     """
 

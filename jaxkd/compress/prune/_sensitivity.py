@@ -214,7 +214,7 @@ def monotone(values: np.ndarray) -> np.ndarray:
 def _read(
     path: pathlib.Path | None, settings: Mapping[str, Any]
 ) -> tuple[float | None, dict[str, Points]]:
-    """What a file holds; nothing if there is none."""
+    """Read the whole network's metric and each group's points, if there is a file."""
     if path is None or not path.exists():
         return None, {}
     content = store.read_json(path, "delete it, or name another file")

@@ -151,7 +151,10 @@ def within(limit: Limit, tokens: Sequence[int], sizes: Sequence[int]) -> Tokens:
             towards = [step for step in steps if limit.cost(step) > now]
             inside = min(towards, key=limit.cost, default=None)
         if inside is None or inside in seen:  # past the band and back, for ever
-            raise RuntimeError(f"no step leads from {tokens} towards the limit")
+            raise RuntimeError(
+                f"{tokens} costs {now}, outside the limit of {limit.least} to "
+                f"{limit.most}, and changing one token brings it no nearer: widen the limit"
+            )
         tokens = inside
     return tokens
 

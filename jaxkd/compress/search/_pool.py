@@ -46,7 +46,10 @@ def pool(make: Callable[[], Evaluate], workers: int) -> ProcessPoolExecutor:
 def in_pool(tokens: Tokens) -> Any:
     """The evaluation of a candidate by the worker it was sent to."""
     if "evaluate" not in _MINE:
-        raise RuntimeError("in_pool runs in the processes of `pool` only")
+        raise RuntimeError(
+            "in_pool was called outside of the processes of `pool`: it is the "
+            "evaluator of a search whose executor is that pool"
+        )
     return _MINE["evaluate"](tokens)
 
 

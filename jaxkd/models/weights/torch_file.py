@@ -106,7 +106,9 @@ def _view(storage, offset, shape, strides, *_) -> View:
     """What `torch._utils._rebuild_tensor_v2` is called with."""
     whole = all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides))
     if not isinstance(storage, Storage) or len(shape) != len(strides) or not whole:
-        raise ValueError(f"a tensor of shape {shape} and strides {strides} is damaged")
+        raise ValueError(
+            f"a tensor has shape {shape} and strides {strides}: the file is damaged"
+        )
     return View(storage, offset, tuple(shape), tuple(strides))
 
 

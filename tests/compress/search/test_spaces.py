@@ -265,7 +265,7 @@ def test_what_cannot_be_is_refused():
         search.limit("MACs", macs, (3,), least=macs((2,)) + 1)
     with pytest.raises(ValueError, match="least must be <= most, got 3 and 2"):
         search.limit("sum", sum, (4,), least=3, most=2)
-    with pytest.raises(RuntimeError, match=r"no step leads from \(1,\)"):
+    with pytest.raises(RuntimeError, match=r"^\(1,\) costs .* no nearer"):
         search.within(search.Limit(sum, "sum", 0.5, 0.6, (0,), (2,)), (0,), (2,))
     with pytest.raises(KeyError, match=r"unknown \['stm'\], missing \['stem'\]"):
         base = search.resnet_base(RESNETS)
