@@ -19,7 +19,7 @@ MISTAKES = (ValueError, KeyError, ImportError, FileNotFoundError, NotImplemented
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code."""
+    """Run a command and return its exit code."""
     asked = _parser().parse_args(arguments)
     began: list[str] = []  # the run directory, once there is one
     if not os.environ.get("JAXKD_TRACEBACK"):
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _text(error: BaseException) -> str:
-    """An error as a sentence; a KeyError would show its message's quotes."""
+    """Return an error as a sentence; a KeyError would show its message's quotes."""
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
     if isinstance(error, OSError) and error.strerror:
@@ -223,7 +223,7 @@ def _resume(asked: argparse.Namespace, began: list[str]) -> None:
 
 
 def _is_first(command: str) -> bool:
-    """Whether this process does the work: of several of one job, the first."""
+    """Return whether this process does the work: of several of one job, the first."""
     from jaxkd import processes
 
     first = processes.is_first(os.environ)
@@ -237,7 +237,7 @@ def _is_first(command: str) -> bool:
 
 
 def _finish(run: Any) -> None:
-    """Prints the table of a finished run, and leaves its report."""
+    """Print the table of a finished run, and leave its report."""
     from jaxkd import report
     from jaxkd.pipeline import summary
 

@@ -163,7 +163,7 @@ def class_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> None:
 
 
 def _concrete(value: Any) -> np.ndarray | None:
-    """The value as an array, or None while it is being traced."""
+    """Return the value as an array, or None while it is being traced."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
         return None
     array = np.asarray(value)

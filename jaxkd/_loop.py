@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def check_finite(metrics: dict[str, np.ndarray], *, first_step: int, name: str) -> None:
-    """Refuses to go on with a state that is no longer a number.
+    """Refuse to go on with a state that is no longer a number.
 
     Args:
       metrics: of some steps, `[..., steps]`; before the steps perhaps seeds.

@@ -14,7 +14,7 @@ from jaxkd._text import alternatives
 
 
 def path(keys: Sequence[Any]) -> str:
-    """The keys that jax gives for a leaf, as "a/b/c"."""
+    """Return the keys that jax gives for a leaf, as "a/b/c"."""
     return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
 
 
@@ -37,7 +37,7 @@ def map_with_path(change: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 
 def get(tree: Any, at: str) -> Any:
-    """The subtree of nested dicts at a path.
+    """Return the subtree of nested dicts at a path.
 
     Raises:
       KeyError: if there is none, with the nearest paths there are.
@@ -51,7 +51,7 @@ def get(tree: Any, at: str) -> Any:
 
 
 def _branches(tree: Any, above: str = "") -> list[str]:
-    """The paths of all subtrees of nested dicts."""
+    """Return the paths of all subtrees of nested dicts."""
     if not isinstance(tree, dict):
         return []
     here = [f"{above}{key}" for key in tree]
@@ -59,7 +59,7 @@ def _branches(tree: Any, above: str = "") -> list[str]:
 
 
 def matches(path: str, patterns: str | Iterable[str]) -> bool:
-    """Whether a path fits one of the patterns.
+    """Return whether a path fits one of the patterns.
 
     >>> matches("stage1/conv/kernel", ["stage1/*"])
     True
@@ -69,7 +69,7 @@ def matches(path: str, patterns: str | Iterable[str]) -> bool:
 
 
 def mask(tree: Any, patterns: str | Iterable[str]) -> Any:
-    """The same tree of booleans: which leaves fit one of the patterns.
+    """Return the same tree of booleans: which leaves fit one of the patterns.
 
     Raises:
       ValueError: if a pattern fits no leaf, with the nearest paths there are.

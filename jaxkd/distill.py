@@ -316,7 +316,7 @@ def on_taps(
 
 
 def fitting(term: Term) -> Term:
-    """The same term, whose `init` refuses networks that do not fit it.
+    """Return the same term, whose `init` refuses networks that do not fit it.
 
     Raises:
       ValueError: at `init`, where the term's own `init` or `apply` raises one: what it
@@ -374,7 +374,7 @@ def frozen(net: Net, *, inputs: Inputs = "image", view: View | None = None) -> T
 
 
 def cached(variables: None, batch: Batch) -> Outputs:
-    """The teacher whose logits were computed beforehand; its variables are None.
+    """Return the teacher whose logits were computed beforehand; its variables are None.
 
     They are the batch's own field "teacher": see `train.cache_teacher`.
     """
@@ -418,7 +418,7 @@ def distiller(
     *,
     inputs: Inputs = "image",
 ) -> Distiller:
-    """Builds the procedure that trains `student` on `spec` against `teacher`.
+    """Build the procedure that trains `student` on `spec` against `teacher`.
 
     The teacher's variables are an argument of `step`, never closed over, so that they
     stay one buffer on the device instead of a constant in every executable. No gradient

@@ -166,12 +166,12 @@ def _takes_mask(metric: Metric) -> bool:
 
 
 def _labelled(labels: Array, where: Array | None) -> Array:
-    """What counts: the entries of the mask that have a label, -1 being none."""
+    """Return what counts: the entries of the mask that have a label, -1 being none."""
     return labels >= 0 if where is None else where & (labels >= 0)
 
 
 def _mean(values: Array, where: Array | None) -> Array:
-    """The mean over what counts; 0 if nothing does."""
+    """Return the mean over what counts; 0 if nothing does."""
     if where is None:
         return jnp.mean(values, dtype=jnp.float32)
     _check.mask("where", where, values.shape)

@@ -100,7 +100,7 @@ class Program(NamedTuple):
     avals: list[Any]
 
     def shape(self, value: int) -> tuple[int, ...]:
-        """The shape of a value."""
+        """Return the shape of a value."""
         return tuple(self.avals[value].shape)
 
 
@@ -235,7 +235,7 @@ def _append(program, jaxpr, args, scope, function, opened) -> list[int]:
 
 
 def _called(eqn: Any, opened: Opened | None) -> Any:
-    """The jaxpr to write in an equation's place, or None."""
+    """Return the jaxpr to write in an equation's place, or None."""
     name = eqn.primitive.name
     called = eqn.params.get(CALLS.get(name, ""))
     if called is None or (opened is not None and not opened(name, flatten(called))):

@@ -28,7 +28,7 @@ Log = Callable[[Row], None]
 
 
 def start(directory: str | os.PathLike, config: Any = None) -> Log:
-    """Opens a run directory: writes `config.json` and `versions.json`.
+    """Open a run directory: write `config.json` and `versions.json`.
 
     Of many processes, which all call it, the first one writes.
 
@@ -62,7 +62,7 @@ def start(directory: str | os.PathLike, config: Any = None) -> Log:
 
 
 def versions() -> dict[str, str]:
-    """What a number was measured with: packages, Python, machine, device."""
+    """Return what a number was measured with: packages, Python, machine, device."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     device = jax.devices()[0]
     return {
@@ -106,7 +106,7 @@ def bar(name: str, total: int, *, show: bool = True) -> Iterator[Callable[..., N
 
 
 def _summary(row: Row) -> str:
-    """The numbers of a row in a few characters; several seeds by their mean."""
+    """Return the numbers of a row in a few characters; several seeds by their mean."""
     shown = {
         name: sum(value) / len(value) if isinstance(value, list) else value
         for name, value in row.items()

@@ -78,7 +78,7 @@ def split(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a global batch that cannot be split equally.
+    """Refuse a global batch that cannot be split equally.
 
     Raises:
       ValueError: if the number of devices does not divide it.
@@ -113,7 +113,7 @@ def check_placed(mesh: Mesh | None, **trees: Any) -> None:
 
 
 def sharded(tree: Any, mesh: Mesh, *, at_least: int = 2**16) -> Any:
-    """Splits the large arrays of a tree over the axis "model" (as FSDP does).
+    """Split the large arrays of a tree over the axis "model" (as FSDP does).
 
     An array is split along its longest axis of those that the mesh's axis divides, the
     last of equally long ones; if there is none, or if the array is small, it is
@@ -159,7 +159,7 @@ def shardings(tree: Any) -> Any:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """Makes global arrays of what every process has whole.
+    """Make global arrays of what every process has whole.
 
     Args:
       tree: of arrays, equal in all processes; random keys are allowed.
@@ -191,7 +191,7 @@ def _put(leaf: Any, sharding: Sharding) -> jax.Array:
 
 
 def put_rows(tree: Any, mesh: Mesh) -> Any:
-    """Makes a global batch of each process's own rows.
+    """Make a global batch of each process's own rows.
 
     Args:
       tree: of arrays `[rows, ...]`, equally many in every process. Those of process 0

@@ -267,7 +267,7 @@ def write_dir(path: Path, fill: Callable[[pathlib.Path], Any]) -> None:
 
 
 def _put(new: pathlib.Path, path: pathlib.Path, old: pathlib.Path) -> None:
-    """Gives `new` its name. Between two renames the previous one is `old` only."""
+    """Give `new` its name. Between two renames the previous one is `old` only."""
     for _ in range(10):
         if path.exists():
             require_ours(path)
@@ -563,7 +563,7 @@ def _files_in(folder: pathlib.Path) -> list[str]:
 
 @contextmanager
 def _named(path: pathlib.Path) -> Iterator[None]:
-    """Makes an OSError name what was asked for: a full disk names no file."""
+    """Make an OSError name what was asked for: a full disk names no file."""
     try:
         yield
     except OSError as error:
@@ -573,7 +573,7 @@ def _named(path: pathlib.Path) -> Iterator[None]:
 
 
 def _settle(work: pathlib.Path) -> None:
-    """Ends a workspace, after giving its previous directory back if need be."""
+    """End a workspace, after giving its previous directory back if need be."""
     target = _target(work)
     recover(target)
     if target.exists() or not (work / OLD).exists():

@@ -25,7 +25,7 @@ class Outputs(NamedTuple):
     taps: dict[str, Array]
 
     def tap(self, name: str) -> Array:
-        """The feature called `name`.
+        """Return the feature called `name`.
 
         Raises:
           KeyError: if there is none, listing those there are.

@@ -25,7 +25,7 @@ class Kept(NamedTuple):
 
 
 def kept(kind: str, k: int | None, temperature: float | None, dtype: str) -> Kept:
-    """The choice, checked.
+    """Return the choice, checked.
 
     Raises:
       ValueError: if it does not exist, or a knob is missing or without a meaning.
@@ -56,7 +56,7 @@ def fits(kept: Kept, classes: int) -> None:
 
 
 def reduce(logits: np.ndarray, kept: Kept) -> dict[str, np.ndarray]:
-    """What is kept of float32 logits `[..., classes]`, by field.
+    """Return what is kept of float32 logits `[..., classes]`, by field.
 
     Raises:
       ValueError: if a logit is NaN or infinite, or overflows the type. -inf is allowed,

@@ -16,7 +16,7 @@ PROBED = 32  # examples by which a view and a network are recognised
 
 
 def first(dataset: Dataset) -> Dataset:
-    """The examples that are tried."""
+    """Return the examples that are tried."""
     return take(dataset, np.arange(min(PROBED, len(dataset.index))), dataset.split)
 
 

@@ -123,7 +123,7 @@ def in_turn(view: View, resident: Batch, epoch: ArrayLike) -> Batch:
 
 
 def settings(view: View) -> tuple[int | None, int]:
-    """The seed and number of views; None and 1 if it is not replayed."""
+    """Return the seed and number of views; None and 1 if it is not replayed."""
     if isinstance(view.apply, Replay):
         return view.apply.seed, view.apply.views
     return None, 1

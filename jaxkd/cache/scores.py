@@ -55,7 +55,7 @@ def score(
     batch_size: int = 500,
     chunk_size: int = 5000,
 ) -> Scores:
-    """What the teacher says about every example, computed once.
+    """Return what the teacher says about every example, computed once.
 
     If the set is at `path` already, it is checked and read (see `load`), and some
     examples are scored again to see that it was this network. If a run was killed while
@@ -116,7 +116,7 @@ def score(
 def load(
     path: str | os.PathLike, dataset: data.Dataset, *, view: View, teacher: str
 ) -> Scores:
-    """Reads the scores of a data set, or says why they are not its scores.
+    """Read the scores of a data set, or explain why they are not its scores.
 
     Scores belong to an example's index. The scored data set in another order, or any
     part of it, gets its rows by index, and each image and label is then compared with
@@ -209,7 +209,7 @@ def _speaker(
     view: View,
     batch_size: int,
 ) -> tuple[Say, int]:
-    """What gives the logits of a data set under every view, and its classes."""
+    """Return what gives the logits of a data set under every view, and its classes."""
     _, views = replay.settings(view)
 
     def resident(dataset: data.Dataset, number: int) -> dict[str, jax.Array]:

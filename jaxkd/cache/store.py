@@ -32,12 +32,12 @@ DAMAGE = (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile
 
 
 def partial(path: pathlib.Path) -> pathlib.Path:
-    """Where the arrays of `path` lie until they are whole."""
+    """Return where the arrays of `path` lie until they are whole."""
     return path.with_name(f"{path.name}.partial")
 
 
 def exists(path: pathlib.Path) -> bool:
-    """Whether whole arrays lie at `path`.
+    """Return whether whole arrays lie at `path`.
 
     Raises:
       ValueError: if something else does.
@@ -61,7 +61,7 @@ def fill(
     fixed: Arrays,
     agree: Callable[[Arrays], None] = lambda fixed: None,
 ) -> bool:
-    """Computes the chunks that are not there yet, then seals them at `path`.
+    """Compute the chunks that are not there yet, then seal them at `path`.
 
     Args:
       path: the folder to make.
@@ -123,7 +123,7 @@ def _require_ours(work: pathlib.Path) -> None:
 
 
 def open_arrays(path: pathlib.Path) -> tuple[dict[str, Any], Arrays]:
-    """The manifest at `path` and its arrays, memory-mapped, every byte checked.
+    """Return the manifest at `path` and its arrays, memory-mapped, every byte checked.
 
     Raises:
       ValueError: if there is none, if its format is unknown, or if anything was
@@ -166,7 +166,7 @@ def _chunk_file(work: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def _chunk(file: pathlib.Path, compute: Callable[[int], Arrays], number: int) -> None:
-    """Makes sure of a chunk; zip's own checksums tell whether one is whole."""
+    """Make sure of a chunk; zip's own checksums tell whether one is whole."""
     if file.exists():
         with contextlib.suppress(*DAMAGE), file.open("rb") as f, np.load(f) as arrays:
             for name in arrays.files:
@@ -180,7 +180,7 @@ def _chunk(file: pathlib.Path, compute: Callable[[int], Arrays], number: int) ->
 def _seal(
     work: pathlib.Path, plan: Mapping[str, Any], chunks: int, fixed: Arrays
 ) -> None:
-    """Joins the chunks into one file an array and writes the manifest."""
+    """Join the chunks into one file an array and write the manifest."""
     with np.load(_chunk_file(work, 0)) as first:
         names = first.files
     for name in names:
@@ -224,7 +224,7 @@ def _join(work: pathlib.Path, name: str, chunks: int) -> None:
 
 
 def _publish(work: pathlib.Path, path: pathlib.Path) -> None:
-    """Clears what only the filling needed, and gives the folder its name."""
+    """Clear what only the filling needed, and give the folder its name."""
     files.clean(work)
     for file in [*work.glob("chunk-*.npz"), work / PLAN]:
         file.unlink(missing_ok=True)

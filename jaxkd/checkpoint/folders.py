@@ -17,7 +17,7 @@ from jaxkd.checkpoint import whole
 
 
 def at(folder: str | os.PathLike, step: int) -> pathlib.Path:
-    """Where the checkpoint of a step is."""
+    """Return where the checkpoint of a step is."""
     return pathlib.Path(folder) / f"{step:06d}"
 
 
@@ -33,7 +33,7 @@ def steps(folder: pathlib.Path) -> list[pathlib.Path]:
 def newest(
     folder: str | os.PathLike, warn: Callable[[str], None], *, wanted: Any = None
 ) -> whole.Checkpoint | None:
-    """The newest whole checkpoint of a `writer`'s folder; None if there is none.
+    """Return the newest whole checkpoint of a `writer`'s folder; None if there is none.
 
     Of many processes, the first one chooses.
 
@@ -81,12 +81,12 @@ def _scores(folder: pathlib.Path) -> dict[pathlib.Path, float]:
 
 
 def best_score(folder: pathlib.Path) -> float | None:
-    """The highest score in a folder; None if none has one."""
+    """Return the highest score in a folder; None if none has one."""
     return max(_scores(folder).values(), default=None)
 
 
 def clean(folder: pathlib.Path, keep: int, best: bool) -> None:
-    """Removes what is neither among the latest nor the best."""
+    """Remove what is neither among the latest nor the best."""
     found, scores = steps(folder), _scores(folder)
     kept = set(found[-keep:])
     if best and scores:

@@ -128,7 +128,7 @@ def _on_host(leaf: Any) -> np.ndarray:
 
 
 def like(tree: Mapping[str, Any], template: Any) -> Any:
-    """The arrays of `as_dicts` in the containers and types of a template.
+    """Return the arrays of `as_dicts` in the containers and types of a template.
 
     Args:
       tree: from `as_dicts`, perhaps through a file.

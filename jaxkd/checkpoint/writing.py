@@ -32,7 +32,7 @@ class Writer(NamedTuple):
 def writer(
     folder: str | os.PathLike, *, keep: int = 2, best: bool = False
 ) -> Iterator[Writer]:
-    """Writes checkpoints in a thread of its own; of many that wait, the latest.
+    """Write checkpoints in a thread of its own; of many that wait, the latest.
 
     Checkpoints are named after their step, "000012". Where steps are shorter than
     writing takes, steps are left out rather than waited for, but never the last one,

@@ -33,12 +33,12 @@ class Found(NamedTuple):
 
 
 def checksum(algorithm: str, content: bytes) -> str:
-    """The sum of a content, written as in the specifications."""
+    """Return the sum of a content, written as in the specifications."""
     return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
 def places(source: Source, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Where files are looked for: the data set's own sub-folders first.
+    """Return where files are looked for: the data set's own sub-folders first.
 
     MNIST and Fashion-MNIST call their files alike, so a folder that holds both must
     keep them apart.
@@ -77,7 +77,7 @@ def find(
 
 
 def missing(source: Source, folders: Sequence[pathlib.Path], advice: str) -> str:
-    """What to fetch, how to check it and where to put it."""
+    """Return what to fetch, how to check it and where to put it."""
     everywhere = [place for folder in folders for place in places(source, folder)]
     lines = [f"no complete archives of {source.name} in {[*map(str, folders)]}."]
     for edition in source.editions:
@@ -92,7 +92,7 @@ def missing(source: Source, folders: Sequence[pathlib.Path], advice: str) -> str
 
 
 def _gunzip(packed: pathlib.Path) -> bytes:
-    """The unpacked content, not yet verified.
+    """Return the unpacked content, not yet verified.
 
     Raises:
       ValueError: if it is larger than any official archive; the rest is not unpacked.
@@ -142,7 +142,7 @@ def _verify(member: Member, path: pathlib.Path, content: bytes) -> None:
 
 
 def contents(found: Found) -> dict[Member, bytes]:
-    """The verified contents of an archive.
+    """Return the verified contents of an archive.
 
     Raises:
       ValueError: naming the file, if it cannot be unpacked, a sum differs, or it

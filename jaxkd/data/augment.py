@@ -95,7 +95,7 @@ def flip() -> View:
 
 
 def crop(padding: int, *, mode: str = "constant") -> View:
-    """Pads each side, then cuts the original size out at a uniform place.
+    """Pad each side, then cut the original size out at a uniform place.
 
     Args:
       padding: pixels on each side, >= 0; each of the (2 padding + 1)**2 places is
@@ -127,7 +127,7 @@ def crop(padding: int, *, mode: str = "constant") -> View:
 
 
 def jitter(pixels: int) -> View:
-    """Shifts each image by up to so many pixels in x and y, filling in zeros.
+    """Shift each image by up to so many pixels in x and y, filling in zeros.
 
     The augmentation with which Hinton et al. distilled MNIST, there with 2 pixels.
 

@@ -55,7 +55,7 @@ def count(resident: Batch) -> int:
 
 
 def epoch(key: Array, n: int, batch_size: int) -> Int[Array, "steps batch"]:
-    """The shuffled order of an epoch, one row for each step.
+    """Return the shuffled order of an epoch, one row for each step.
 
     Each of the n positions occurs at most once; the n modulo `batch_size` that would
     make an incomplete batch are left out, different ones in each epoch.
@@ -87,7 +87,7 @@ def epoch(key: Array, n: int, batch_size: int) -> Int[Array, "steps batch"]:
 
 
 def gather(resident: Batch, indices: Int[Array, " batch"]) -> Batch:
-    """The examples at these positions; runs inside a compiled epoch.
+    """Return the examples at these positions; runs inside a compiled epoch.
 
     Args:
       resident: what `on_device` returned, and whatever else has one entry for each

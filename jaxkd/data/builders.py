@@ -22,7 +22,7 @@ VERSION = "1.0.0"
 
 
 def folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
-    """Where the prepared data set of one of our builders lies."""
+    """Return where the prepared data set of one of our builders lies."""
     return data_dir / "tfds" / name / VERSION
 
 
@@ -38,7 +38,7 @@ def _png(image: np.ndarray) -> io.BytesIO:
 
 
 def _builder_class(source: Source, splits: SplitArrays) -> Any:
-    """A builder class for these arrays.
+    """Return a builder class for these arrays.
 
     Made by a function, so that tensorflow_datasets is imported only to prepare; not
     registered, because its names are the catalogue's.
@@ -82,7 +82,7 @@ def _builder_class(source: Source, splits: SplitArrays) -> Any:
 def prepare(
     source: Source, splits: SplitArrays, data_dir: pathlib.Path
 ) -> pathlib.Path:
-    """Writes a TFDS data set from arrays and returns its folder.
+    """Write a TFDS data set from arrays and return its folder.
 
     It is prepared under a temporary name and renamed when it is complete: of two
     processes that prepare at once, the second throws its own away. What processes that
@@ -112,5 +112,5 @@ def prepare(
 
 
 def is_prepared(directory: pathlib.Path) -> bool:
-    """Whether a folder holds a data set that TFDS finished."""
+    """Return whether a folder holds a data set that TFDS finished."""
     return (directory / "dataset_info.json").exists()

@@ -30,7 +30,7 @@ def default_data_dir() -> pathlib.Path:
 
 
 def folder(data_dir: pathlib.Path, name: str, split: str) -> pathlib.Path:
-    """Where a decoded split lies."""
+    """Return where a decoded split lies."""
     return data_dir / "decoded" / name / split
 
 
@@ -74,7 +74,7 @@ def write(
 
 
 def _holds(where: pathlib.Path, record: dict[str, Any]) -> bool:
-    """Whether this very split is there, undamaged."""
+    """Return whether this very split is there, undamaged."""
     try:
         _read(where)
         found = json.loads((where / RECORD).read_text())
@@ -85,7 +85,7 @@ def _holds(where: pathlib.Path, record: dict[str, Any]) -> bool:
 
 
 def facts(where: pathlib.Path) -> dict[str, Any]:
-    """The facts that were written with a split; none if there is no split."""
+    """Return the facts that were written with a split; none if there is no split."""
     try:
         return json.loads((where / RECORD).read_text()).get("facts", {})
     except DAMAGE:
@@ -93,7 +93,7 @@ def facts(where: pathlib.Path) -> dict[str, Any]:
 
 
 def official_splits(data_dir: pathlib.Path, name: str) -> list[str] | None:
-    """The official splits of a data set, if any split of it was decoded."""
+    """Return the official splits of a data set, if any split of it was decoded."""
     for record in sorted((data_dir / "decoded" / name).glob(f"[!.]*/{RECORD}")):
         with contextlib.suppress(ValueError, KeyError, OSError):
             return json.loads(record.read_text())["official_splits"]

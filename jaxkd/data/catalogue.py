@@ -29,13 +29,13 @@ def tfds_module() -> Any:
 
 
 def roots(data_dir: pathlib.Path) -> list[pathlib.Path]:
-    """Where prepared data sets are looked for: our folder, then TFDS's own."""
+    """Return where prepared data sets are looked for: our folder, then TFDS's own."""
     standard = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return [data_dir / "tfds", pathlib.Path(standard).expanduser()]
 
 
 def find(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
-    """The newest prepared version of a catalogue's "name" or "name/config"."""
+    """Return the newest prepared version of a catalogue's "name" or "name/config"."""
     for root in roots(data_dir):
         versions = [
             (tuple(map(int, path.parent.name.split("."))), path.parent)
@@ -48,7 +48,7 @@ def find(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
 
 
 def listing() -> list[str]:
-    """The catalogue's names; none without tensorflow_datasets."""
+    """Return the catalogue's names; none without tensorflow_datasets."""
     try:
         return tfds_module().list_builders(with_community_datasets=False)
     except ImportError:
@@ -108,12 +108,12 @@ def _examples(builder: Any, split: str) -> Iterable[Any]:
 
 
 def splits(directory: pathlib.Path) -> list[str]:
-    """The official splits of a prepared data set."""
+    """Return the official splits of a prepared data set."""
     return list(tfds_module().builder_from_directory(str(directory)).info.splits)
 
 
 def decode(name: str, split: str, directory: pathlib.Path) -> Dataset:
-    """Decodes an official split of a prepared data set into arrays.
+    """Decode an official split of a prepared data set into arrays.
 
     Args:
       name: the name the result gets.

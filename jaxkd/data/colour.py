@@ -24,7 +24,7 @@ def blend(other: Image, image: Image, factor: Array) -> Image:
 
 
 def grey(image: Image) -> Float[Array, "height width 1"]:
-    """The luminance; of a grey image the image."""
+    """Return the luminance; of a grey image the image."""
     if image.shape[-1] == 1:
         return image
     red, green, blue = (image[..., i : i + 1] for i in range(3))

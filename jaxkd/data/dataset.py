@@ -152,7 +152,7 @@ def _rank_in_class(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def choose(dataset: Dataset, n: int, *, seed: int, balanced: bool = True) -> np.ndarray:
-    """The positions that `subset` keeps, ascending."""
+    """Return the positions that `subset` keeps, ascending."""
     _check.whole(1)("n", n)
     _check.whole(0)("seed", seed)
     if n > len(dataset):
@@ -167,13 +167,13 @@ def choose(dataset: Dataset, n: int, *, seed: int, balanced: bool = True) -> np.
 
 
 def take(dataset: Dataset, positions: np.ndarray, split: str) -> Dataset:
-    """The examples at these positions, under another split name."""
+    """Return the examples at these positions, under another split name."""
     columns = {n: np.asarray(a[positions]) for n, a in dataset.columns.items()}
     return dataclasses.replace(dataset, split=split, columns=columns)
 
 
 def subset(dataset: Dataset, n: int, *, seed: int, balanced: bool = True) -> Dataset:
-    """A fixed random subset of `n` examples, in the order of the data set.
+    """Return a fixed random subset of `n` examples, in the order of the data set.
 
     The choice depends on nothing but `seed` and the examples' places in the official
     split. With the same seed a smaller subset is contained in a larger one, so that a
@@ -248,13 +248,13 @@ def select_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
 
 
 def digest(array: np.ndarray) -> str:
-    """The sha256 of an array's type, shape and content."""
+    """Return the sha256 of an array's type, shape and content."""
     header = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(header + b"\0" + np.ascontiguousarray(array).data).hexdigest()
 
 
 def _cached_digest(images: np.ndarray) -> str | None:
-    """The digest that was written beside a mapped file, if this is all of it."""
+    """Return the digest that was written beside a mapped file, if this is all of it."""
     if not isinstance(images, np.memmap) or not images.filename:
         return None
     record = pathlib.Path(images.filename).with_name("split.json")
@@ -272,7 +272,7 @@ def names(dataset: Dataset) -> list[str]:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """The sha256 of a data set's content: all its columns, not its own name.
+    """Return the sha256 of a data set's content: all its columns, not its own name.
 
     It decides whether outputs of a teacher that were stored earlier still belong to
     these examples. That of images is written beside a cached split and read from there.

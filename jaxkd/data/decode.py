@@ -37,7 +37,7 @@ PNG_COLOUR, GREY_AND_ALPHA = 25, 4  # where a PNG has its colour type; one of th
 
 
 def uniform(draw: int, place: int) -> float:
-    """The number at a place in the stream of a draw, in [0, 1): splitmix64."""
+    """Return the number at a place in the stream of a draw, in [0, 1): splitmix64."""
     x = (int(draw) + (place + 1) * 0x9E3779B97F4A7C15) & MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
@@ -45,7 +45,7 @@ def uniform(draw: int, place: int) -> float:
 
 
 def plain(channels: int | None = None) -> Decode:
-    """The whole image: for data sets whose images are equally large.
+    """Return the whole image: for data sets whose images are equally large.
 
     Args:
       channels: 1 for grey, 3 for colour; by default what the file holds, 1 for a grey
@@ -76,7 +76,7 @@ def random_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Decode:
-    """A part of random place, size and shape, resized: "Inception" crops.
+    """Return a part of random place, size and shape, resized: "Inception" crops.
 
     Its share of the image's area is uniform in `area`, and the logarithm of its width
     over its height uniform between those of `ratio`; whole pixels. After ten parts that
@@ -117,7 +117,7 @@ def random_box(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """The box that `random_crop` cuts out of an image of (width, height)."""
+    """Return the box that `random_crop` cuts out of an image of (width, height)."""
     width, height = whole
     low, high = map(math.log, ratio)
     for attempt in range(ATTEMPTS):
@@ -160,7 +160,7 @@ def centre_crop(size: int, *, resize: int | None = None) -> Decode:
 def fit(
     size: int | tuple[int, int], *, resize: str = "crop", channels: int = 3
 ) -> Decode:
-    """The image at one size, whatever its own: nothing is random.
+    """Return the image at one size, whatever its own: nothing is random.
 
     Args:
       size: the side in pixels, or (height, width).
@@ -212,7 +212,7 @@ def _centred(whole: tuple[int, int], w: float, h: float) -> Box:
 
 
 def _open(encoded: bytes) -> tuple[Any, int]:
-    """An image and its EXIF orientation; a JPEG's pixels are not decoded yet."""
+    """Return an image and its EXIF orientation; a JPEG's pixels are not decoded yet."""
     from PIL import Image  # only who reads encoded images needs it
 
     image: Any = Image.open(io.BytesIO(encoded))
@@ -236,7 +236,7 @@ def _size(image: Any, orientation: int) -> tuple[int, int]:
 
 
 def _upright(image: Any, orientation: int) -> Any:
-    """The image as it is meant to be seen, with 8 bits a channel."""
+    """Return the image as it is meant to be seen, with 8 bits a channel."""
     from PIL.Image import Transpose
 
     turns = {
@@ -297,7 +297,7 @@ def _scale(image: Any) -> Any:
 def _resized(
     image: Any, orientation: int, box: Box, size: tuple[int, int], channels: int = 3
 ) -> np.ndarray:
-    """A box of an image, in upright coordinates, resized to (height, width)."""
+    """Return a box of an image, in upright coordinates, resized to (height, width)."""
     from PIL import Image
 
     width, height = _size(image, orientation)

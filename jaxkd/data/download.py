@@ -14,7 +14,7 @@ TIMEOUT = 20.0  # seconds without a byte
 
 
 def fetch(source: Source, folder: pathlib.Path, *, timeout: float = TIMEOUT) -> None:
-    """Downloads a data set's archives into `folder`, those that are not there yet.
+    """Download a data set's archives into `folder`, those that are not there yet.
 
     A file appears under its name only when it is complete and its content verified, so
     that an interrupted download leaves nothing that looks like an archive. What

@@ -32,7 +32,7 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
 
 
 def official(split: str) -> dataset.Dataset:
-    """The digits' "train" (1,297 images) or "test" (500, 50 of each class).
+    """Return the digits' "train" (1,297 images) or "test" (500, 50 of each class).
 
     The file has no split of its own that could be used: this one is drawn once, by a
     fixed seed, so writers occur on both sides, as in most published use of it.

@@ -199,7 +199,7 @@ def _check_classes(place: pathlib.Path, found: dict[str, list[pathlib.Path]]) ->
 
 
 def _entries(place: pathlib.Path) -> list[pathlib.Path]:
-    """What a folder holds, without the files of systems."""
+    """Return what a folder holds, without the files of systems."""
     found = (e for e in place.iterdir() if not e.name.startswith("."))
     return sorted((e for e in found if e.name not in IGNORED), key=lambda e: e.name)
 
@@ -215,7 +215,7 @@ def _files(place: pathlib.Path, above: tuple[str, ...]) -> Iterator[pathlib.Path
 
 
 def _name(path: pathlib.Path, root: pathlib.Path) -> str:
-    """The path inside the folder, the same on all systems."""
+    """Return the path inside the folder, the same on all systems."""
     return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
 
 

@@ -46,13 +46,13 @@ class Example(NamedTuple):
     content: pathlib.Path | bytes
 
     def read(self) -> bytes:
-        """The encoded image."""
+        """Return the encoded image."""
         if isinstance(self.content, bytes):
             return self.content
         return self.content.read_bytes()
 
     def version(self) -> tuple[Any, ...]:
-        """What changes when the image does."""
+        """Return what changes when the image does."""
         if isinstance(self.content, bytes):
             return (hashlib.sha256(self.content).hexdigest(),)
         facts = self.content.stat()
@@ -243,7 +243,7 @@ def decode_all(
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -284,7 +284,7 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 def _readable(
     examples: Sequence[Example], problems: Problems, skip: bool
 ) -> list[Example]:
-    """The examples without those that cannot be read.
+    """Return the examples without those that cannot be read.
 
     Raises:
       ValueError: listing these, unless they are to be skipped.
@@ -315,7 +315,7 @@ def _source(
     classes: tuple[str, ...],
     decode: Decode,
 ) -> Source:
-    """The images of a split, each decoded when it is read."""
+    """Return the images of a split, each decoded when it is read."""
     own = [(i, e) for i, e in enumerate(examples) if e.split == split]
 
     def read(positions: np.ndarray, draws: np.ndarray) -> HostBatch:

@@ -94,7 +94,7 @@ def _rectangles(
 def _draw(
     key: Array, alpha: float, n: int
 ) -> tuple[Float[Array, " batch"], Int[Array, " batch"]]:
-    """A weight and a partner for each of n images."""
+    """Return a weight and a partner for each of n images."""
     by_weight, by_partner = jax.random.split(key)
     weight = jax.random.beta(by_weight, alpha, alpha, (n,), jnp.float32)
     return weight, jax.random.permutation(by_partner, n)
@@ -103,7 +103,7 @@ def _draw(
 def _mixed(
     batch: Batch, view: str, images: Array, weight: Array, partner: Array
 ) -> Batch:
-    """The batch with these images and the labels of both.
+    """Return the batch with these images and the labels of both.
 
     Raises:
       ValueError: if the batch is mixed already: its images would have four labels.
@@ -118,6 +118,6 @@ def _mixed(
 
 
 def _unmixed(batch: Batch, view: str) -> Batch:
-    """The batch with the labels of an image that is wholly its own."""
+    """Return the batch with the labels of an image that is wholly its own."""
     n = len(batch["label"])
     return _mixed(batch, view, batch["image"], jnp.ones(n, jnp.float32), jnp.arange(n))

@@ -27,7 +27,7 @@ def arrays(
     mean: preprocessing.Numbers = "data",
     deviation: preprocessing.Numbers = "same",
 ) -> Splits:
-    """The arrays of an .npz file, or of a folder of .npy files.
+    """Return the arrays of an .npz file, or of a folder of .npy files.
 
     They are "image" `[n, height, width, channels]` or `[n, height, width]`, uint8 or
     floats; "label", whole numbers `[n]`; "index" `[n]` if the examples have numbers of
@@ -100,7 +100,7 @@ def _load(path: pathlib.Path, **how: Any) -> Any:
 def _dataset(
     name: str, columns: dict[str, np.ndarray], classes: tuple[str, ...], where: str
 ) -> Dataset:
-    """The columns as a data set of images, of the types that `Dataset` has.
+    """Return the columns as a data set of images, of the types that `Dataset` has.
 
     Raises:
       ValueError: naming the column that does not fit, after `where`.
@@ -149,7 +149,7 @@ def divide(
     mean: preprocessing.Numbers,
     deviation: preprocessing.Numbers,
 ) -> Splits:
-    """The splits of a data set, with test images of their own if there are some.
+    """Return the splits of a data set, with test images of their own if there are some.
 
     Raises:
       ValueError: if a share is out of its range or leaves a split empty; if the test
@@ -187,7 +187,7 @@ def python(
     mean: preprocessing.Numbers = "data",
     deviation: preprocessing.Numbers = "same",
 ) -> Splits:
-    """What a function of yours makes, as splits.
+    """Return what a function of yours makes, as splits.
 
     Args:
       source: "package.module:function", imported with the working directory on the
@@ -219,7 +219,7 @@ def python(
 
 
 def _called(source: str, where: str) -> Any:
-    """What the function at "package.module:function" returns."""
+    """Return what the function at "package.module:function" returns."""
     module, _, name = source.partition(":")
     if not module or not name:
         raise ValueError(f'{where}: must be "package.module:function"')

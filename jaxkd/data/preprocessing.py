@@ -50,7 +50,7 @@ class Preprocessing(NamedTuple):
         return augment.chain(augment.to_float(), augment.normalise(mean, deviation))
 
     def decode(self, encoded: bytes) -> np.ndarray:
-        """The content of an image file as uint8 `[height, width, channels]`.
+        """Return the content of an image file as uint8 `[height, width, channels]`.
 
         Raises:
           ValueError: if the network was trained on floats, or the file is no image.
@@ -67,7 +67,7 @@ class Preprocessing(NamedTuple):
             raise ValueError(reason(error)) from error
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, of types that JSON keeps."""
+        """Return the fields, of types that JSON keeps."""
         listed = lambda v: list(v) if isinstance(v, tuple) else v
         return {name: listed(value) for name, value in self._asdict().items()}
 
@@ -89,7 +89,7 @@ def of(
     test: float = 0.1,
     validation: float = 0.1,
 ) -> Preprocessing:
-    """The preprocessing of training images that are decoded already.
+    """Return the preprocessing of training images that are decoded already.
 
     Args:
       train: whose images tell size and channels, and "data" the mean and deviation.

@@ -22,7 +22,7 @@ Matrix = Float[Array, "2 3"]
 
 
 def keep(image: Image, strength: Array) -> Image:
-    """The image."""
+    """Return the image."""
     return image
 
 
@@ -75,7 +75,7 @@ def _enhance(
 
 
 def _mean_grey(image: Image) -> Array:
-    """The mean luminance, whose pixels are whole levels."""
+    """Return the mean luminance, whose pixels are whole levels."""
     levels = jnp.floor(colour.grey(image) + 0.5).astype(jnp.int32)
     return jnp.sum(levels).astype(jnp.float32) / levels.size
 

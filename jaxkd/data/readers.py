@@ -67,7 +67,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def cifar_pickled(label_name: bytes) -> Reader:
-    """The form made for Python: dictionaries with "data" and `label_name`."""
+    """Return the form made for Python: dictionaries with "data" and `label_name`."""
 
     def read(contents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         parts = [_ArraysOnly(io.BytesIO(c), encoding="bytes").load() for c in contents]

@@ -93,7 +93,7 @@ def records(
 
 
 def _pixels(decode: Decode, encoded: bytes, draw: int) -> np.ndarray:
-    """What the decoder returns, which must be pixels.
+    """Return what the decoder returns, which must be pixels.
 
     Raises:
       ValueError: if it is not.
@@ -108,7 +108,7 @@ def _pixels(decode: Decode, encoded: bytes, draw: int) -> np.ndarray:
 
 
 def _builder(name: str, root: pathlib.Path) -> Any:
-    """The builder of the newest prepared version."""
+    """Return the builder of the newest prepared version."""
     root = root.expanduser()
     directory = catalogue.find(name, root)
     if directory is None:

@@ -109,7 +109,7 @@ def parts(
 def _weights(
     start: Int[Array, " batch"], length: Int[Array, " batch"], *, of: int, to: int
 ) -> Float[Array, "batch to of"]:
-    """How much each of the old pixels counts in each new one, along one axis."""
+    """Return how much each of the old pixels counts in each new one, along one axis."""
     size = length.astype(jnp.float32)[:, None, None]
     step = size / to
     centres = (jnp.arange(to, dtype=jnp.float32) + 0.5)[None, :, None] * step

@@ -25,7 +25,7 @@ Path = str | os.PathLike[str]
 
 
 def names() -> list[str]:
-    """The data sets that `load` knows by itself, the embedded one first."""
+    """Return the data sets that `load` knows by itself, the embedded one first."""
     return [embedded.NAME, *SOURCES]
 
 
@@ -36,7 +36,7 @@ def load(
     archives: Path | None = None,
     data_dir: Path | None = None,
 ) -> datasets.Dataset:
-    """A split of a data set, decoded once and memory-mapped from then on.
+    """Return a split of a data set, decoded once and memory-mapped from then on.
 
     The splits are "train", the whole official training set; "test"; "validation", a
     tenth of "train", as many of each class, always the same; and "train_rest", "train"
@@ -96,7 +96,7 @@ def load(
 def prepare(
     name: str, *, archives: Path | None = None, data_dir: Path | None = None
 ) -> pathlib.Path:
-    """Prepares and decodes "train" and "test", so that each later `load` is quick.
+    """Prepare and decode "train" and "test", so that each later `load` is quick.
 
     Args:
       name: as for `load`.
@@ -149,7 +149,7 @@ def _official(
 
 
 def _prepared(name: str, archives: Path | None, root: pathlib.Path) -> pathlib.Path:
-    """The folder of the prepared data set, prepared now if there is none."""
+    """Return the folder of the prepared data set, prepared now if there is none."""
     source = SOURCES.get(name)
     if source is None:
         return catalogue.find(name, root) or _from_catalogue(name, root)
@@ -189,6 +189,6 @@ def _from_catalogue(name: str, root: pathlib.Path) -> pathlib.Path:
 
 
 def _splits(name: str, archives: Path | None, root: pathlib.Path) -> list[str]:
-    """The official splits, without tensorflow_datasets where one was decoded."""
+    """Return the official splits, without tensorflow_datasets where one was decoded."""
     recorded = cache.official_splits(root, name)
     return recorded or catalogue.splits(_prepared(name, archives, root))

@@ -33,7 +33,7 @@ class Splits(NamedTuple):
 
 
 def split_of(hashed: int, test: float, validation: float) -> str:
-    """The split of an example by a hash in [0, 2**64).
+    """Return the split of an example by a hash in [0, 2**64).
 
     >>> split_of(0, 0.1, 0.1), split_of(2**63, 0.1, 0.1)
     ('test', 'train')
@@ -45,7 +45,7 @@ def split_of(hashed: int, test: float, validation: float) -> str:
 
 
 def shares(whole: Dataset, *, test: float, validation: float) -> dict[str, Dataset]:
-    """The splits of a data set that has none, by a hash of each example's index.
+    """Return the splits of a data set that has none, by a hash of each example's index.
 
     Raises:
       ValueError: if a split would be empty.

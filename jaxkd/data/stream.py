@@ -153,7 +153,7 @@ class Stream:
 
 
 def mapped(dataset: datasets.Dataset) -> Source:
-    """The examples of a decoded split, gathered from the file that is mapped.
+    """Return the examples of a decoded split, gathered from the file that is mapped.
 
     The file's pages are the operating system's: it keeps as many as there is room for,
     and takes them back when memory gets scarce. Only the gathered batch is a copy.
@@ -178,7 +178,7 @@ def mapped(dataset: datasets.Dataset) -> Source:
 
 
 def order(key: Array, epoch: int, n: int, batch_size: int) -> np.ndarray:
-    """The positions of every step of an epoch, over all processes.
+    """Return the positions of every step of an epoch, over all processes.
 
     It depends on nothing but the arguments, and is the order in which `train.fit` takes
     resident data with the same key.
@@ -212,7 +212,7 @@ def view_key(key: Array, epoch: Array, step: Array, steps: int) -> Array:
 
 
 def _on_host() -> Any:
-    """Computes on the CPU where JAX has one: an accelerator has better things to do."""
+    """Compute on the CPU where JAX has one: an accelerator has better things to do."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
@@ -220,13 +220,13 @@ def _on_host() -> Any:
 
 
 def _moved(key: Array) -> Array:
-    """The same key where `_on_host` computes."""
+    """Return the same key where `_on_host` computes."""
     words = np.asarray(jax.random.key_data(key))
     return jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(key))
 
 
 def seed_of(key: Array) -> int:
-    """A number in [0, 2**64) made of all bits of a key."""
+    """Return a number in [0, 2**64) made of all bits of a key."""
     seed = 0
     for word in np.asarray(jax.random.key_data(key)).ravel().tolist():
         seed = int(datasets._shuffle_keys(np.array([seed], np.uint64), word)[0])
@@ -234,7 +234,7 @@ def seed_of(key: Array) -> int:
 
 
 def draws(seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
-    """A uint64 for each example that depends on seed, epoch and position alone.
+    """Return a uint64 for each example that depends on seed, epoch and position alone.
 
     So an example is cropped alike whichever process or thread reads it.
     """
@@ -243,7 +243,7 @@ def draws(seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
 
 
 def share(batch_size: int, part: tuple[int, int]) -> slice:
-    """The rows of a global batch that a reader reads.
+    """Return the rows of a global batch that a reader reads.
 
     Args:
       batch_size: of the global batch.

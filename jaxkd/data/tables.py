@@ -35,7 +35,7 @@ def huggingface(
     skip_unreadable: bool = False,
     data_dir: Path | None = None,
 ) -> Splits:
-    """A local data set of Hugging Face with encoded images and labels.
+    """Return a local data set of Hugging Face with encoded images and labels.
 
     Nothing is downloaded. A folder is searched for .parquet or .arrow files; they are
     of the split that the name of the file, or of a folder of it, begins with. Other
@@ -86,7 +86,7 @@ def huggingface(
 def find(
     root: pathlib.Path, *, image: str, label: str, test: float, validation: float
 ) -> tuple[list[Example], tuple[str, ...]]:
-    """The encoded images of a file or a folder, and the names of the classes."""
+    """Return the encoded images of a file or a folder, and the names of the classes."""
     rows: list[tuple[str, str, bytes, Any]] = []  # split, name, content, label
     names: list[str] = []
     for file in _files(root):
@@ -137,7 +137,7 @@ def _files(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _split(file: pathlib.Path, root: pathlib.Path) -> str:
-    """The split of a file, by its name or that of a folder within the root."""
+    """Return the split of a file, by its name or that of a folder within the root."""
     if file == root:
         return "train"
     for part in reversed(file.relative_to(root).parts):
@@ -149,7 +149,7 @@ def _split(file: pathlib.Path, root: pathlib.Path) -> str:
 
 
 def _table(file: pathlib.Path) -> Any:
-    """The content of a file."""
+    """Return the content of a file."""
     try:
         arrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
@@ -177,7 +177,7 @@ def _class_names(table: Any, label: str) -> list[str]:
 
 
 def _content(cell: Any, where: str) -> bytes:
-    """The encoded image in a cell: bytes, or {"bytes": bytes, "path": text}."""
+    """Return the encoded image in a cell: bytes, or {"bytes": bytes, "path": text}."""
     value = cell.as_py()
     if isinstance(value, dict):
         value = value.get("bytes")

@@ -24,7 +24,7 @@ class View:
     random: bool
 
     def __call__(self, key: Array, batch: Batch) -> Batch:
-        """The view of this batch."""
+        """Return the view of this batch."""
         return self.apply(key, batch)
 
 

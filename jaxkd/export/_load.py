@@ -61,7 +61,7 @@ class Executable(NamedTuple):
 
 
 def load(path: str | os.PathLike, *, threads: int = 1) -> Executable:
-    """Opens a file that `stablehlo`, `tflite` or `onnx` wrote.
+    """Open a file that `stablehlo`, `tflite` or `onnx` wrote.
 
     Args:
       path: of the file; what it is, is read from its content.
@@ -120,7 +120,7 @@ def _broken(path: Any, format: str, error: Exception) -> ValueError:
 
 
 def _kind(blob: bytes, path: Any) -> tuple[str, Callable]:
-    """The format of a file, and what opens it."""
+    """Return the format of a file, and what opens it."""
     suffix = pathlib.Path(path).suffix
     if blob[4:8] == _tflite.MAGIC:
         return "tflite", _tflite.runner

@@ -41,7 +41,7 @@ def onnx(
     io: str = "float32",
     **options: Any,
 ) -> ExportReport:
-    """Writes a network as an ONNX file, for ONNX Runtime and others.
+    """Write a network as an ONNX file, for ONNX Runtime and others.
 
     The graph is written from the traced program: it does not matter what library the
     layers are from. Images enter as `[batch, height, width, channels]` and are
@@ -118,12 +118,12 @@ def onnx(
 
 
 def package(name: str) -> Any:
-    """The optional package, or how to install it."""
+    """Return the optional package, or how to install it."""
     return files.optional(name, "onnx")
 
 
 def emit(closed: Any, ends: edges.Ends = edges.FLOAT) -> Any:
-    """The ONNX model of a plain program of images, with these ends."""
+    """Return the ONNX model of a plain program of images, with these ends."""
     import onnx as library
 
     jaxpr, (x,) = closed.jaxpr, closed.jaxpr.invars
@@ -162,7 +162,7 @@ def _read(env: dict, variable: Any) -> Value:
 
 
 def _emitted(graph: OnnxGraph, equation: Any, values: list[Value]) -> list[Value]:
-    """The results of one equation, by its rule."""
+    """Return the results of one equation, by its rule."""
     name = equation.primitive.name
     scope = graph.scope[0] = str(equation.source_info.name_stack) or "f"
     where = census.place(f"{scope}/{name}")
@@ -183,13 +183,13 @@ def _emitted(graph: OnnxGraph, equation: Any, values: list[Value]) -> list[Value
 
 
 def _grid(graph: OnnxGraph, end: edges.Edge) -> list[str]:
-    """The names of the scale and the zero point of an end in int8."""
+    """Return the names of the scale and the zero point of an end in int8."""
     scale, zero = np.float32(end.scale), np.int8(end.zero_point)
     return [constant(graph, scale), constant(graph, zero)]
 
 
 def _annotation(name: str, grid: list[str]) -> Any:
-    """The scale and the zero point of a tensor, as ONNX keeps them for tools."""
+    """Return the scale and the zero point of a tensor, as ONNX keeps them for tools."""
     from onnx import StringStringEntryProto as Entry, TensorAnnotation
 
     keys = ("SCALE_TENSOR", "ZERO_POINT_TENSOR")
@@ -243,7 +243,7 @@ FLOAT_OUT = ("DequantizeLinear", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"
 
 
 def count_nodes(graph: Any) -> census.Operations:
-    """Sorts operations by what their inputs are, followed from the graph's input."""
+    """Sort operations by what their inputs are, followed from the graph's input."""
     from onnx import TensorProto
 
     real = TensorProto.FLOAT
@@ -267,7 +267,7 @@ def count_nodes(graph: Any) -> census.Operations:
 
 
 def has_runtime() -> bool:
-    """Whether ONNX Runtime is installed."""
+    """Return whether ONNX Runtime is installed."""
     try:
         package("onnxruntime")
     except ImportError:
@@ -276,7 +276,7 @@ def has_runtime() -> bool:
 
 
 def _optimised(blob: bytes) -> bytes | None:
-    """The graph that ONNX Runtime makes of a file, or None without it."""
+    """Return the graph that ONNX Runtime makes of a file, or None without it."""
     if not has_runtime():
         return None
     with tempfile.TemporaryDirectory() as directory:
@@ -286,7 +286,7 @@ def _optimised(blob: bytes) -> bytes | None:
 
 
 def session(blob: bytes, threads: int = 1, optimised: str = "") -> Any:
-    """An ONNX Runtime session on the CPU."""
+    """Return an ONNX Runtime session on the CPU."""
     runtime = package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads

@@ -33,7 +33,7 @@ def stablehlo(
     batch: int | None = None,
     **options: Any,
 ) -> ExportReport:
-    """Writes a network as StableHLO, which JAX alone can read.
+    """Write a network as StableHLO, which JAX alone can read.
 
     `jax.export.deserialize(bytearray(open(path, "rb").read())).call(images)` runs it
     in a process that has neither flax nor this library. A network from
@@ -132,14 +132,14 @@ def count(closed: Any) -> census.Operations:
 
 
 def footer(content: bytes, notes: str) -> bytes:
-    """The notes, with the digest of the program before them."""
+    """Return the notes, with the digest of the program before them."""
     digest = hashlib.sha256(content).hexdigest()
     text = json.dumps({**json.loads(notes), "sha256": digest}).encode()
     return text + len(text).to_bytes(8, "little") + MAGIC
 
 
 def split(blob: bytes, path: Any) -> tuple[bytes, bytes]:
-    """The program and the notes of a file.
+    """Return the program and the notes of a file.
 
     Raises:
       ValueError: if the file is not whole.

@@ -34,7 +34,7 @@ def tflite(
     io: str = "float32",
     **options: Any,
 ) -> ExportReport:
-    """Writes a network as a .tflite file, for phones and microcontrollers.
+    """Write a network as a .tflite file, for phones and microcontrollers.
 
     A network from `compress.quantize.quantized` is written in int8; where both
     operands of every product are quantized, so must all the rest be. Images and logits
@@ -123,7 +123,7 @@ def tflite(
 
 
 def uneven(closed: Any) -> Any:
-    """A program without biases that are the same number in every channel.
+    """Return a program without biases that are the same number in every channel.
 
     The converter stores such a constant as one number and quantizes it with the scale
     of the first channel alone. One channel's number is therefore moved to the next
@@ -184,7 +184,7 @@ def _refusal(text: str) -> str:
 
 
 def rounded(blob: bytes, recipe: str) -> bytes:
-    """A float file with int8 kernels, by a recipe of ai-edge-quantizer."""
+    """Return a float file with int8 kernels, by a recipe of ai-edge-quantizer."""
     quantizer = files.optional("ai_edge_quantizer.quantizer", "litert")
     recipes = files.optional("ai_edge_quantizer.recipe", "litert")
     made = quantizer.Quantizer(bytearray(blob), getattr(recipes, recipe)())
@@ -202,7 +202,7 @@ def _model(blob: bytes) -> Any:
 
 
 def with_notes(blob: bytes, notes: str) -> bytes:
-    """The file with the notes among its metadata."""
+    """Return the file with the notes among its metadata."""
     schema, model = _schema(), _model(blob)
     content = schema.BufferT()
     content.data = np.frombuffer(notes.encode(), np.uint8)
@@ -268,7 +268,7 @@ def _check_grid(tensor: Any, end: edges.Edge) -> None:
 
 
 def _without_tensors(model: Any, gone: list[int]) -> None:
-    """Takes tensors out of the file, and numbers the others anew."""
+    """Take tensors out of the file, and number the others anew."""
     graph, (signature,) = model.subgraphs[0], model.signatureDefs
     kept = [i for i in range(len(graph.tensors)) if i not in gone]
     new = {old: i for i, old in enumerate(kept)} | {-1: -1}  # -1: no tensor
@@ -284,7 +284,7 @@ def _without_tensors(model: Any, gone: list[int]) -> None:
 
 
 def _without_unused_codes(model: Any) -> None:
-    """Takes out kinds of operators that the file has none of: devices load by them."""
+    """Take out kinds of operators that the file has none of: devices load by them."""
     operators = [o for graph in model.subgraphs for o in graph.operators]
     used = sorted({o.opcodeIndex for o in operators})
     model.operatorCodes = [model.operatorCodes[i] for i in used]
@@ -293,14 +293,14 @@ def _without_unused_codes(model: Any) -> None:
 
 
 def _kinds(model: Any, operators: list) -> list[str]:
-    """The names of operators, e.g. "CONV_2D"."""
+    """Return the names of operators, e.g. "CONV_2D"."""
     names = {v: k for k, v in vars(_schema().BuiltinOperator).items() if k.isupper()}
     codes = [model.operatorCodes[o.opcodeIndex] for o in operators]
     return [names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in codes]
 
 
 def read_notes(blob: bytes) -> bytes:
-    """The notes in a file, empty if there are none."""
+    """Return the notes in a file, empty if there are none."""
     model = _model(blob)
     for entry in model.metadata or []:
         if _text(entry.name) == files.KEY:
@@ -342,7 +342,7 @@ def count(blob: bytes) -> census.Operations:
 
 
 def interpreter(blob: bytes, threads: int | None) -> Any:
-    """A LiteRT interpreter, ready to be called."""
+    """Return a LiteRT interpreter, ready to be called."""
     litert = files.optional("ai_edge_litert.interpreter", "litert")
     opened = litert.Interpreter(model_content=blob, num_threads=threads)
     opened.allocate_tensors()

@@ -51,7 +51,7 @@ class Operations(NamedTuple):
 
 
 def attributes(equation: Any) -> dict[str, Any]:
-    """The attributes of a `jax.lax.composite`, as they were given."""
+    """Return the attributes of a `jax.lax.composite`, as they were given."""
     value = lambda leaf: getattr(leaf, "val", leaf)
     return {
         name: jax.tree.unflatten(tree, [value(leaf) for leaf in leaves])
@@ -60,13 +60,13 @@ def attributes(equation: Any) -> dict[str, Any]:
 
 
 def is_fake_quant(equation: Any) -> bool:
-    """Whether an equation marks a value as quantized."""
+    """Return whether an equation marks a value as quantized."""
     composite = equation.primitive.name == "composite"
     return composite and equation.params["name"] == FAKE_QUANT
 
 
 def of(closed: Any) -> Wanted:
-    """Counts the products of a plain program (see `program.trace`)."""
+    """Count the products of a plain program (see `program.trace`)."""
     made = {v: e for e in closed.jaxpr.eqns for v in e.outvars}
     kinds = Counter(
         _kind(e, made) for e in closed.jaxpr.eqns if e.primitive.name in PRODUCTS
@@ -87,7 +87,7 @@ def _kind(equation: Any, made: dict) -> str:
 
 
 def _grid(variable: Any, made: dict) -> Any:
-    """The fake quantization that a value comes from unchanged, or None."""
+    """Return the fake quantization that a value comes from unchanged, or None."""
     while not hasattr(variable, "val") and variable in made:
         equation = made[variable]
         if is_fake_quant(equation):
@@ -155,7 +155,7 @@ def listed(places: dict[str, list[str]]) -> str:
 
 
 def place(scope: str) -> str:
-    """The module of a name scope, e.g. of a tensor's name in a file.
+    """Return the module of a name scope, e.g. of a tensor's name in a file.
 
     It is the class of the network where no module inside it is named, and "the network
     itself" where that is a function. Of several scopes it is the one furthest inside.
@@ -178,7 +178,7 @@ def place(scope: str) -> str:
 
 
 def check_finite(closed: Any) -> None:
-    """Refuses constants with NaN, and infinite kernels.
+    """Refuse constants with NaN, and infinite kernels.
 
     An infinite number elsewhere may be meant, as in the mask of an attention.
 

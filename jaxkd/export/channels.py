@@ -32,7 +32,7 @@ class Deferred(NamedTuple):
     shift: np.ndarray | None = None
 
     def value(self) -> Array:
-        """Computes it."""
+        """Compute it."""
         out = self.make(self.scale)
         if self.shift is None:
             return out
@@ -48,22 +48,22 @@ class Widened(NamedTuple):
     params: dict[str, Any]
 
     def value(self) -> Array:
-        """Computes it."""
+        """Compute it."""
         return lax.convert_element_type_p.bind(self.narrow, **self.params)
 
 
 def within(scope: str) -> Any:
-    """The name scope of a module; none if it is not known."""
+    """Return the name scope of a module; none if it is not known."""
     return jax.named_scope(scope) if scope else contextlib.nullcontext()
 
 
 def value(x: Any) -> Any:
-    """Computes a value that was put off; returns everything else as it is."""
+    """Compute a value that was put off; return everything else as it is."""
     return x.value() if hasattr(x, "value") and hasattr(x, "_fields") else x
 
 
 def channelwise(equation: Any, values: list, scope: str) -> Deferred | None:
-    """The result as a deferred value, if it is one or becomes one here.
+    """Return the result as a deferred value, if it is one or becomes one here.
 
     Args:
       equation: of the program.

@@ -30,7 +30,7 @@ FLOAT: Ends = (Edge(), Edge())
 
 
 def of(closed: Any, io: str) -> Ends:
-    """Returns the input and the output that the file of a plain program has.
+    """Return the input and the output that the file of a plain program has.
 
     Args:
       closed: from `program.trace`.
@@ -62,7 +62,7 @@ def of(closed: Any, io: str) -> Ends:
 
 
 def _edge(what: str, done: str, equations: list) -> Edge:
-    """The grid of the images, by all that read them, or of the logits."""
+    """Return the grid of the images, by all that read them, or of the logits."""
     found = set()
     for equation in equations:
         marks = census.attributes(equation) if census.is_fake_quant(equation) else {}
@@ -87,7 +87,7 @@ def _edge(what: str, done: str, equations: list) -> Edge:
 
 
 def quantized(edge: Edge, x: np.ndarray) -> np.ndarray:
-    """Returns the integers of float images; integers, and images of float32, as is.
+    """Return the integers of float images; integers, and images of float32, as is.
 
     >>> quantized(Edge("int8", 0.5, -1), np.array([-90.0, 0.2, 1.0])).tolist()
     [-128, -1, 1]
@@ -99,7 +99,7 @@ def quantized(edge: Edge, x: np.ndarray) -> np.ndarray:
 
 
 def dequantized(edge: Edge, y: np.ndarray) -> np.ndarray:
-    """Returns the float32 numbers of a file's output.
+    """Return the float32 numbers of a file's output.
 
     >>> dequantized(Edge("int8", 0.5, -1), np.array([-3, 0], np.int8)).tolist()
     [-1.0, 0.5]
@@ -110,6 +110,6 @@ def dequantized(edge: Edge, y: np.ndarray) -> np.ndarray:
 
 
 def in_float(run: Callable, ends: Ends) -> Callable:
-    """Returns `float32 images -> float32 logits` of a file with these ends."""
+    """Return `float32 images -> float32 logits` of a file with these ends."""
     image, logits = ends
     return lambda x: dequantized(logits, run(quantized(image, x)))

@@ -32,7 +32,7 @@ def notes(
     ends: Ends = FLOAT,
     preprocessing: Preprocessing | None = None,
 ) -> str:
-    """What `load` wants to know of a file, as JSON."""
+    """Return what `load` wants to know of a file, as JSON."""
     return json.dumps(
         {
             "version": VERSION,
@@ -49,7 +49,7 @@ def notes(
 
 
 def read_notes(text: str | bytes, path: Any) -> dict[str, Any]:
-    """The notes of a file.
+    """Return the notes of a file.
 
     Raises:
       ValueError: if they are not notes of this version.
@@ -67,7 +67,7 @@ def read_notes(text: str | bytes, path: Any) -> dict[str, Any]:
 
 
 def optional(package: str, extra: str) -> Any:
-    """A package that not everybody installs.
+    """Return a package that not everybody installs.
 
     Raises:
       ImportError: without it, saying what to install.

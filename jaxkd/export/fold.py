@@ -29,22 +29,22 @@ HOST: dict[str, Callable[..., np.ndarray]] = {
 
 
 def constant(x: Any) -> Any:
-    """An array that is known now, on the host; a traced one as it is."""
+    """Return an array that is known now, on the host; a traced one as it is."""
     return x if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
 
 def is_constant(x: Any) -> bool:
-    """Whether a value is known now."""
+    """Return whether a value is known now."""
     return isinstance(x, np.ndarray | np.generic)
 
 
 def is_uniform(x: Any) -> bool:
-    """Whether a value is known now, and one number everywhere."""
+    """Return whether a value is known now, and one number everywhere."""
     return is_constant(x) and x.size > 0 and bool((x == x.flat[0]).all())
 
 
 def per_channel(x: Any, channels: int) -> bool:
-    """Whether `x` is a constant that varies along the last axis alone."""
+    """Return whether `x` is a constant that varies along the last axis alone."""
     if not is_constant(x) or not x.ndim or not np.issubdtype(x.dtype, np.floating):
         return False
     return channels > 1 and x.shape[-1] == channels == x.size
@@ -68,7 +68,7 @@ def folds(equation: Any, values: list) -> bool:
 
 
 def evaluate(equation: Any, values: list) -> list:
-    """The results of an equation of constants."""
+    """Return the results of an equation of constants."""
     name, params = equation.primitive.name, equation.params
     shape = equation.outvars[0].aval.shape
     if name in HOST:

@@ -42,7 +42,7 @@ def judge(
     quantized: bool,
     step: float | None,
 ) -> Verdict:
-    """Compares a written file with the network, output by output.
+    """Compare a written file with the network, output by output.
 
     Args:
       path: of the file that is to be written, for the message.
@@ -117,7 +117,7 @@ def _accepting(knob: str, found: float) -> str:
 
 
 def reference(f: Callable, batch: int | None) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns `f` for any number of images, run in the batches that the file has.
+    """Return `f` for any number of images, run in the batches that the file has.
 
     It is compiled once, with its constants as arguments: XLA would spend most of its
     time on computing with constants that are known to it.
@@ -135,7 +135,7 @@ def reference(f: Callable, batch: int | None) -> Callable[[np.ndarray], np.ndarr
 
 
 def batched(run: Callable, batch: int | None) -> Callable:
-    """Returns the same for any number of images; `run` takes `batch` (None: any)."""
+    """Return the same for any number of images; `run` takes `batch` (None: any)."""
     if batch is None:
         return run
 

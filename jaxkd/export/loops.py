@@ -18,7 +18,7 @@ def unrolled(
     body: Callable[[list, int], list],
     scope: str,
 ) -> list:
-    """Writes a `lax.scan` out.
+    """Write a `lax.scan` out.
 
     Args:
       loop: from `jaxpr.scan`.

@@ -19,7 +19,7 @@ Function = Callable[[Array], Array]
 
 
 def function(f: Function) -> tuple[Net, Params, State]:
-    """Wraps a function of images as a network without variables.
+    """Wrap a function of images as a network without variables.
 
     So that any function can be exported::
 
@@ -43,7 +43,7 @@ def function(f: Function) -> tuple[Net, Params, State]:
 
 
 def inference(net: Net, params: Params, state: State) -> Function:
-    """Returns the network as a function of images to logits, in inference mode.
+    """Return the network as a function of images to logits, in inference mode.
 
     Args:
       net: a network that is not quantized.
@@ -63,7 +63,7 @@ def inference(net: Net, params: Params, state: State) -> Function:
 
 
 def logits(net: Net, params: Params, state: State) -> Function:
-    """Returns the function of images that a network is, fake-quantized if it is."""
+    """Return the function of images that a network is, fake-quantized if it is."""
     return lambda x: net.apply(params, state, x, train=False)[0].logits
 
 
@@ -74,7 +74,7 @@ def is_quantized(net: Net, state: State) -> bool:
 
 
 def configuration(net: Net, params: Params, state: State) -> Quantization:
-    """Returns the configuration that a quantized network was made with.
+    """Return the configuration that a quantized network was made with.
 
     Raises:
       ValueError: if the state is of a quantized network, and `net` is not.
@@ -105,7 +105,7 @@ def configuration(net: Net, params: Params, state: State) -> Quantization:
 def check_quantize(
     net: Net, params: Params, state: State, wanted: Any
 ) -> Quantization | None:
-    """Returns the network's own configuration, None if it is not quantized.
+    """Return the network's own configuration, None if it is not quantized.
 
     Raises:
       ValueError: if `wanted` is a configuration that is not the network's.
@@ -128,14 +128,14 @@ def check_quantize(
 
 
 def as_marked(net: Net, params: Params, state: State, own: Any) -> Function:
-    """Returns what a converter turns into integers; a float network as it is."""
+    """Return what a converter turns into integers; a float network as it is."""
     if own is None:
         return logits(net, params, state)
     return deployed(net, params, state, own)
 
 
 def as_integers(net: Net, params: Params, state: State, own: Any) -> Function:
-    """Returns what computes in integers under XLA; a float network as it is."""
+    """Return what computes in integers under XLA; a float network as it is."""
     if own is None:
         return logits(net, params, state)
     apply, variables = integer(net, params, state, own)
@@ -143,7 +143,7 @@ def as_integers(net: Net, params: Params, state: State, own: Any) -> Function:
 
 
 def check_finite(params: Params, state: State, inputs: Any) -> None:
-    """Refuses numbers that are infinite or NaN.
+    """Refuse numbers that are infinite or NaN.
 
     Raises:
       ValueError: with the path of the first array that has some, and how many.

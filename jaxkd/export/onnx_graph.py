@@ -88,7 +88,7 @@ def memory_order(rank: int) -> tuple[int, ...]:
 
 
 def constant(graph: OnnxGraph, array: Any) -> str:
-    """Stores an array; its name."""
+    """Store an array; its name."""
     from onnx import numpy_helper
 
     array = np.asarray(array, order="C")
@@ -101,7 +101,7 @@ def constant(graph: OnnxGraph, array: Any) -> str:
 
 
 def node(graph: OnnxGraph, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
-    """Writes an operation; the name of its output."""
+    """Write an operation; the name of its output."""
     from onnx import helper
 
     name = f"{graph.scope[0]}/{kind}_{len(graph.nodes)}"
@@ -129,7 +129,7 @@ def _plain_type(array: np.ndarray) -> np.ndarray:
 
 
 def dequantized(graph: OnnxGraph, grid: Int8, order: Sequence[int]) -> str:
-    """A stored constant of integers, with its axes in this order."""
+    """Return a stored constant of integers, with its axes in this order."""
     numbers = constant(graph, np.transpose(grid.numbers, order))
     if grid.axis is None:
         zero = constant(graph, grid.numbers.dtype.type(grid.zero))

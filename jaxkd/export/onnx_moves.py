@@ -75,7 +75,7 @@ def reshape(graph: OnnxGraph, equation: Any, x: Value) -> Value:
 
 
 def _kept_order(x: Value, after: Sequence, groups: list) -> list[int]:
-    """The groups in the order in which the input lies, or the output should."""
+    """Return the groups in the order in which the input lies, or the output should."""
     for side, order in ((1, memory_order(len(after))), (0, x.order)):
         full = [g for g in range(len(groups)) if groups[g][side]]
         empty = [g for g in range(len(groups)) if not groups[g][side]]
@@ -87,12 +87,12 @@ def _kept_order(x: Value, after: Sequence, groups: list) -> list[int]:
 
 
 def squeeze(graph: OnnxGraph, equation: Any, x: Value) -> Value:
-    """A Reshape without the axes of length 1."""
+    """Return a Reshape without the axes of length 1."""
     return reshape(graph, equation, x)
 
 
 def broadcast(graph: OnnxGraph, equation: Any, x: Value) -> Value:
-    """A Reshape that adds axes of length 1, and an Expand where they grow."""
+    """Return a Reshape that adds axes of length 1, and an Expand where they grow."""
     after, placed = shape_of(equation), equation.params["broadcast_dimensions"]
     name = tensor(graph, x, range(len(x.shape)))
     kept = [1] * len(after)
@@ -109,7 +109,7 @@ def broadcast(graph: OnnxGraph, equation: Any, x: Value) -> Value:
 
 
 def sizes(graph: OnnxGraph, shape: Sequence) -> str:
-    """A shape as a tensor; the number of images is read from the input."""
+    """Return a shape as a tensor; the number of images is read from the input."""
     if all(isinstance(n, int) for n in shape):
         return constant(graph, np.asarray(shape, np.int64))
     images = node(graph, "Shape", [INPUT], start=0, end=1)
@@ -119,7 +119,7 @@ def sizes(graph: OnnxGraph, shape: Sequence) -> str:
 
 
 def slices(graph: OnnxGraph, equation: Any, x: Value) -> Value:
-    """A Slice along the axes that are cut."""
+    """Return a Slice along the axes that are cut."""
     p = equation.params
     steps = p["strides"] or (1,) * len(x.shape)
     return _slice(
@@ -187,7 +187,7 @@ def pad(graph: OnnxGraph, equation: Any, x: Value, fill: Value) -> Value:
 
 
 def rev(graph: OnnxGraph, equation: Any, x: Value) -> Value:
-    """A Slice with steps of -1."""
+    """Return a Slice with steps of -1."""
     axes = equation.params["dimensions"]
     columns = [
         [-1] * len(axes),
@@ -201,7 +201,7 @@ def rev(graph: OnnxGraph, equation: Any, x: Value) -> Value:
 
 
 def tile(graph: OnnxGraph, equation: Any, x: Value) -> Value:
-    """Copies side by side; of the batch, as many as there are images."""
+    """Copy side by side; of the batch, as many as there are images."""
     order = tuple(range(len(x.shape)))
     repeats = sizes(graph, equation.params["reps"])
     out = node(graph, "Tile", [tensor(graph, x, order), repeats])
@@ -243,7 +243,7 @@ def gather(graph: OnnxGraph, equation: Any, x: Value, places: Value) -> Value:
 
 
 def _keeps_first(equation: Any) -> bool:
-    """Whether each image is gathered from by itself, at the same places."""
+    """Return whether each image is gathered from by itself, at the same places."""
     p, sizes_of = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     x = equation.invars[0].aval
     indexed = 0 in p.start_index_map or 0 in p.collapsed_slice_dims

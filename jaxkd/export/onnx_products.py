@@ -112,7 +112,7 @@ def _dense(
     first: Sequence[int],
     second: Sequence[int],
 ) -> Value:
-    """A quantized dense layer of many vectors: the integer Gemm adds a bias."""
+    """Return a quantized dense layer of many vectors: the integer Gemm adds a bias."""
     rows = constant(graph, np.asarray([-1, kernel.shape[second[0]]], np.int64))
     flat = node(graph, "Reshape", [tensor(graph, x, first), rows])
     out = node(graph, "Gemm", [flat, _weight(graph, kernel, second)])
@@ -156,7 +156,7 @@ def _folded(
 
 
 def _axis_after(axis: int, parts: Sequence[tuple[int, int]]) -> int:
-    """Where an axis is once each part is one; it must be a part of its own."""
+    """Return where an axis is once each part is one; it must be a part of its own."""
     if axis < parts[0][0]:
         return axis
     for number, (start, end) in enumerate(parts):

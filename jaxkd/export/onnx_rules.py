@@ -204,7 +204,7 @@ def integer_pow(graph: OnnxGraph, equation: Any, x: Value) -> Value:
 
 
 def square(graph: OnnxGraph, equation: Any, x: Value) -> Value:
-    """The value times itself."""
+    """Return the value times itself."""
     name = tensor(graph, x, x.order)
     return Value(x.shape, node(graph, "Mul", [name, name]), x.order)
 

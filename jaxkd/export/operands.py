@@ -58,7 +58,7 @@ def with_grids(
 
 
 def padded_first(equation: Any, x: Any, marks: dict[int, Mark]) -> Array | None:
-    """A sum over windows with padding, as a sum over windows of what was padded.
+    """Return a sum over windows with padding, as a sum over windows of what was padded.
 
     LiteRT's mean over windows leaves padding out of the count, or takes none.
     """

@@ -46,7 +46,7 @@ class _Seen(NamedTuple):
 
 
 def check_image_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape as a tuple of positive integers."""
+    """Return the shape as a tuple of positive integers."""
     shape = tuple(image_shape)
     for size in shape:
         _check.whole(1)("image_shape", size)
@@ -70,7 +70,7 @@ def trace(
     target: str = "onnx",
     exact: bool = False,
 ) -> Any:
-    """The plain program of `f` as a closed jaxpr of images to logits.
+    """Return the plain program of `f` as a closed jaxpr of images to logits.
 
     Args:
       f: images to logits, its parameters closed over.
@@ -119,12 +119,12 @@ def without_locations() -> Iterator[None]:
 
 
 def call(closed: Any, x: Array) -> Array:
-    """Runs a plain program, e.g. to export it."""
+    """Run a plain program, e.g. to export it."""
     return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, x)[0]
 
 
 def plain(f: Function, *, target: str = "onnx", exact: bool = False) -> Function:
-    """The same function, traced anew as a plain program.
+    """Return the same function, traced anew as a plain program.
 
     Calls marked for quantization (`jax.lax.composite`) stay as they are.
 
@@ -215,7 +215,7 @@ def _step(step: jaxpr.Step, values: list, seen: _Seen, scope: str) -> list:
 
 
 def _bound(equation: Any, values: list, seen: _Seen) -> list:
-    """The results of an equation as it is, all that it reads being computed."""
+    """Return the results of an equation as it is, all that it reads being computed."""
     name, params = equation.primitive.name, equation.params
     if name == "gather" and (cut := tiles.slice_of(params, values)) is not None:
         return [cut]

@@ -31,7 +31,7 @@ def tile_window(name: str, called: jaxpr.Program) -> tuple[int, int] | None:
 
 
 def slice_of(params: dict, values: list) -> Array | None:
-    """A gather from known places of one block, as the slice that it is.
+    """Return a gather from known places of one block, as the slice that it is.
 
     So `jnp`'s indexing looks where the number of images is not known.
     """
@@ -53,7 +53,7 @@ def slice_of(params: dict, values: list) -> Array | None:
 
 
 def tile_max(tiles: Any, window: tuple[int, int], whole: Array | None) -> Array:
-    """The same as one pooling of the images that were cut into tiles.
+    """Return the same as one pooling of the images that were cut into tiles.
 
     Args:
       tiles: of images, six axes.

@@ -56,7 +56,7 @@ class Phases(NamedTuple):
     attributes: dict[str, Any] | None = None
 
     def value(self) -> Array:
-        """The phases interleaved: `[batch, *lengths, channels]`."""
+        """Return the phases interleaved: `[batch, *lengths, channels]`."""
         again = functools.partial(_again, self.attributes)
         x, strides = self.phases, self.strides
         n, *sizes, width = x.shape
@@ -82,13 +82,13 @@ class Viewed(NamedTuple):
     attributes: dict[str, Any] | None = None
 
     def value(self) -> Array:
-        """The array with all its axes."""
+        """Return the array with all its axes."""
         with within(self.scope):
             return _again(self.attributes, lax.reshape(self.base, self.shape))
 
 
 def marked(x: Any, attributes: dict[str, Any]) -> Array:
-    """Marks a value as quantized, as `compress.quantize.deployed` does."""
+    """Mark a value as quantized, as `compress.quantize.deployed` does."""
     scale = np.asarray(attributes["scale"], np.float32).reshape(-1)
     zero = np.asarray(attributes.get("zero_point", 0), np.float32).reshape(-1)
     most = {"i8": 127, "i4": 7}[str(attributes["dtype"])]
@@ -114,7 +114,7 @@ def _again(attributes: dict[str, Any] | None, x: Array) -> Array:
 
 
 def remember(marks: dict[int, Mark], equation: Any, x: Any, outs: Any) -> None:
-    """Keeps what a mark says by the id of the marked value."""
+    """Keep what a mark says by the id of the marked value."""
     if census.is_fake_quant(equation):
         (out,) = outs
         source = x if fold.is_constant(x) else None
@@ -131,7 +131,7 @@ def _same(a: dict[str, Any] | None, b: dict[str, Any]) -> bool:
 def rewritten(
     equation: Any, values: list, marks: dict[int, Mark], scope: str
 ) -> Any | None:
-    """The result of an equation that is rewritten here, or None of any other.
+    """Return the result of an equation that is rewritten here, or None of any other.
 
     Args:
       equation: of the program.
@@ -180,7 +180,7 @@ def _of_phases(
 
 
 def _tiled(c: Any, channels: int, strides: tuple[int, ...]) -> Any | None:
-    """A constant of each channel, for each phase of it; one number as it is."""
+    """Return a constant of each channel, for each phase of it; one number as it is."""
     if not fold.is_constant(c):
         return None
     if c.size == 1:
@@ -194,7 +194,7 @@ def _tiled(c: Any, channels: int, strides: tuple[int, ...]) -> Any | None:
 def _convolution(
     params: dict[str, Any], values: list, marks: dict[int, Mark], scope: str
 ) -> Phases | None:
-    """A transposed convolution as an ordinary one that computes all its phases.
+    """Return a transposed convolution as an ordinary one that computes all its phases.
 
     Along one axis, with stride s, kernel w of K places and padding l before::
 
@@ -256,7 +256,7 @@ def _convolution(
 
 
 def _spread(kernel: np.ndarray, dilation: tuple[int, ...]) -> np.ndarray:
-    """The kernel with zeros between its places."""
+    """Return the kernel with zeros between its places."""
     for axis, step in enumerate(dilation):
         if step > 1:
             shape = list(kernel.shape)
@@ -270,7 +270,7 @@ def _spread(kernel: np.ndarray, dilation: tuple[int, ...]) -> np.ndarray:
 def _phases_of(
     kernel: np.ndarray, axis: int, stride: int, low: int
 ) -> tuple[np.ndarray, int]:
-    """The kernels of all phases along an axis, and where the first one begins.
+    """Return the kernels of all phases along an axis, and where the first one begins.
 
     The phases become an axis before the last one, after those of the axes before.
     """
@@ -294,7 +294,7 @@ def _phases_of(
 
 
 def _cut(x: Array, padding: list[tuple[int, int]], marks: dict[int, Mark]) -> Array:
-    """The array without what negative padding takes away."""
+    """Return the array without what negative padding takes away."""
     starts = [max(-low, 0) for low, _ in padding]
     ends = [min(high, 0) for _, high in padding]
     if not any(starts) and not any(ends):
@@ -309,7 +309,7 @@ def _cut(x: Array, padding: list[tuple[int, int]], marks: dict[int, Mark]) -> Ar
 def _attributes(
     mark: Mark, out_axis: int, params: dict[str, Any], last: int
 ) -> dict[str, Any]:
-    """The kernel's mark: its scales once for each phase."""
+    """Return the kernel's mark: its scales once for each phase."""
     attributes = dict(mark.attributes)
     if attributes.get("quantization_dimension") is None:
         return attributes
@@ -337,7 +337,7 @@ def _reshape(shape: tuple, x: Any, marks: dict[int, Mark], scope: str) -> Any | 
 
 
 def _of_view(equation: Any, x: Viewed, scope: str) -> Any | None:
-    """A mark that is there already; a transpose, with few axes."""
+    """Return a mark that is there already; a transpose, with few axes."""
     if census.is_fake_quant(equation):
         attributes = census.attributes(equation)
         if _same(x.attributes, attributes):
@@ -364,7 +364,7 @@ def _of_view(equation: Any, x: Viewed, scope: str) -> Any | None:
 
 
 def _runs(permutation: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The axes of a transpose, those together that stay side by side.
+    """Return the axes of a transpose, those together that stay side by side.
 
     >>> _runs((0, 1, 3, 2, 4, 5))
     [(0, 1), (3,), (2,), (4, 5)]

@@ -100,7 +100,7 @@ def options(
     measure: bool = False,
     preprocessing: Preprocessing | None = None,
 ) -> Asked:
-    """Checks the options that every exporter has.
+    """Check the options that every exporter has.
 
     Args:
       inputs: images `[n, *image_shape]` to compare the file with the network on, as
@@ -166,7 +166,7 @@ def write(
     target: str,
     **given: Any,
 ) -> ExportReport:
-    """Writes a network as a file, once the file computes what the network does.
+    """Write a network as a file, once the file computes what the network does.
 
     Args:
       format: its name.

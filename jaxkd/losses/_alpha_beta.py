@@ -93,7 +93,7 @@ def alpha_beta(
 
 
 def _divergence(log_p: Array, log_q: Array, a: float, b: float) -> Array:
-    """The summands, for a >= b >= 0.
+    """Return the summands, for a >= b >= 0.
 
     With r = log q - log p the sum is 1/a * sum_k p**s * (phi(s r) / s - phi(b r) / b)
     with phi = expm1: each quotient goes to r, where its exponent goes to 0.

@@ -12,7 +12,7 @@ from jaxkd.losses._math import only, safe_sqrt, without
 def _attention(
     features: Float[Array, "batch *space channels"], p: int
 ) -> Float[Array, "batch positions"]:
-    """The mean of |F|**p over channels, as a vector of length 1."""
+    """Return the mean of |F|**p over channels, as a vector of length 1."""
     size = features if p % 2 == 0 else jnp.abs(features)
     return fm.unit(fm.flat(jnp.mean(size**p, axis=-1)))
 

@@ -15,7 +15,7 @@ from jaxkd.losses._math import only, without
 def _kernel(
     embeddings: Float[Array, "batch dims"], gamma: ArrayLike, order: int
 ) -> Float[Array, "batch batch"]:
-    """The Gaussian kernel of unit vectors, as a polynomial of their cosines."""
+    """Return the Gaussian kernel of unit vectors, as a polynomial of their cosines."""
     cosine = 2 * gamma * fm.gram(fm.unit(embeddings))
     # Horner's scheme needs no powers: a power's derivative at 0 is a trap.
     series = jnp.ones_like(cosine) / math.factorial(order)

@@ -59,12 +59,12 @@ def in_chunks(function: Callable[..., Any], x: Array, *others: Any) -> Any:
 
 
 def _chunks(shape: tuple[int, ...]) -> int:
-    """How many chunks to make of so many numbers."""
+    """Return how many chunks to make of so many numbers."""
     return min(MOST_CHUNKS, -(-math.prod(shape) // CHUNK), max(shape[:-1], default=1))
 
 
 def _axis(batch: list[int], chunks: int) -> int:
-    """The batch axis to cut: the last that is long enough, or else the longest.
+    """Return the batch axis to cut: the last that is long enough, or else the longest.
 
     The last, because of sequences' `[batch, time]` it is the first that is sharded.
     """
@@ -72,7 +72,7 @@ def _axis(batch: list[int], chunks: int) -> int:
 
 
 def _groups(length: int, chunks: int) -> int:
-    """The most groups that leave every chunk a member of each.
+    """Return the most groups that leave every chunk a member of each.
 
     A power of two, because the number of devices is usually one.
     """

@@ -71,7 +71,7 @@ def _with_differential(divergence: Callable[..., tuple[Any, ...]]) -> Callable:
 def _wanted(
     divergence, wanted, p_logits, q_logits, temperature, class_mask, where, *weights
 ):
-    """The wanted ones of what the divergence gives, and None for the others."""
+    """Return the wanted ones of what the divergence gives, and None for the others."""
 
     def pieces(p_logits, q_logits, own_mask, where):
         mask = class_mask if own_mask is None else own_mask

@@ -12,7 +12,7 @@ def _flow(
     first: Float[Array, "batch *first_space c1"],
     second: Float[Array, "batch *second_space c2"],
 ) -> Float[Array, "batch c1 c2"]:
-    """The mean over positions of every product of two channels."""
+    """Return the mean over positions of every product of two channels."""
     first, second = map(fm.flat_space, fm.to_smaller(first, second))
     return fm.einsum("bnc,bnd->bcd", first, second) / first.shape[1]
 

@@ -11,7 +11,7 @@ from jaxkd.losses._math import only, without
 def _correlation(
     features: Float[Array, "batch *space channels"],
 ) -> Float[Array, "batch channels channels"]:
-    """The channels' Gram matrix, each row divided by its norm."""
+    """Return the channels' Gram matrix, each row divided by its norm."""
     features = fm.flat_space(features)
     return fm.unit(fm.einsum("bnc,bnd->bcd", features, features))
 

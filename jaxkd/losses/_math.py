@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 def without(where: Array | None, *arrays: Array) -> tuple[Array, ...]:
-    """Replaces excluded examples by zeros, so that whatever they hold is never read.
+    """Replace excluded examples by zeros, so that whatever they hold is never read.
 
     Args:
       where: boolean `[*batch]`, or None for all examples.
@@ -42,7 +42,7 @@ def _at_least_int32(integers: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
 
 
 def only(where: Array | None, loss: ArrayLike) -> Array:
-    """Sets the loss `[*batch]` of excluded examples to 0."""
+    """Set the loss `[*batch]` of excluded examples to 0."""
     loss = jnp.asarray(loss)
     return loss if where is None else jnp.where(where, loss, 0)
 
@@ -50,7 +50,7 @@ def only(where: Array | None, loss: ArrayLike) -> Array:
 def live(
     logits: Float[Array, "*batch classes"], class_mask: Bool[Array, "..."] | None
 ) -> Bool[Array, "*batch classes"]:
-    """The classes that exist: those neither masked nor with a logit of -inf.
+    """Return the classes that exist: those neither masked nor with a logit of -inf.
 
     A class whose logit is NaN does exist: a broken network has to show.
     """
@@ -63,7 +63,7 @@ def live(
 def narrowed(
     class_mask: Bool[Array, "..."] | None, chosen: Bool[Array, "*batch classes"]
 ) -> Bool[Array, "*batch classes"]:
-    """The classes that are both chosen and in the mask."""
+    """Return the classes that are both chosen and in the mask."""
     if class_mask is None:
         return chosen
     return chosen & jnp.broadcast_to(class_mask, chosen.shape)
@@ -72,7 +72,7 @@ def narrowed(
 def some(
     logits: Float[Array, "*batch classes"], class_mask: Bool[Array, "..."] | None
 ) -> Bool[Array, "*batch"]:
-    """Whether an example has any class left."""
+    """Return whether an example has any class left."""
     return jnp.any(live(logits, class_mask), axis=-1)
 
 
@@ -87,7 +87,7 @@ def count(
 
 
 def lowest(dtype: jnp.dtype) -> float:
-    """The logarithm of probability 0, about -1e29 for float32, in place of -inf.
+    """Return the logarithm of probability 0, about -1e29 for float32, in place of -inf.
 
     p * log p is 0 for p = 0, not NaN, and where a network excludes what the other one
     expects, the loss is large but finite, also times the square of a temperature.
@@ -160,7 +160,7 @@ def raise_probabilities(
 
 
 def log_total(log_p: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
-    """The logarithm of the sum of probabilities, no lower than `lowest`."""
+    """Return the logarithm of the sum of probabilities, no lower than `lowest`."""
     return jnp.maximum(jax.nn.logsumexp(log_p, axis=-1), lowest(log_p.dtype))
 
 
@@ -174,7 +174,7 @@ def one_hot(labels: Int[Array, "*batch"], classes: int) -> Bool[Array, "*batch k
 def pick(
     target: Bool[Array, "*batch classes"], values: Float[Array, "*batch classes"]
 ) -> Float[Array, "*batch"]:
-    """The value at the one class where `target` is true."""
+    """Return the value at the one class where `target` is true."""
     return jnp.sum(jnp.where(target, values, 0), axis=-1)
 
 
@@ -216,6 +216,6 @@ def flat(
 
 
 def safe_sqrt(x: Array) -> Array:
-    """The square root, with gradient 0 in place of infinity at 0."""
+    """Return the square root, with gradient 0 in place of infinity at 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)

@@ -11,7 +11,7 @@ from jaxkd.losses._math import only, without
 def _mean_kernel(
     a: Float[Array, "batch positions c1"], b: Float[Array, "batch positions c2"]
 ) -> Float[Array, " batch"]:
-    """The mean of (a'b)**2 over all pairs of channels."""
+    """Return the mean of (a'b)**2 over all pairs of channels."""
     return fm.mean_of_example(jnp.square(fm.einsum("bnc,bnd->bcd", a, b)))
 
 

@@ -15,7 +15,7 @@ def _probabilities(
     where: Bool[Array, " batch"] | None,
     epsilon: ArrayLike,
 ) -> Float[Array, "batch batch"]:
-    """The cosine kernel (c + 1) / 2, each row divided by its sum."""
+    """Return the cosine kernel (c + 1) / 2, each row divided by its sum."""
     norm = safe_sqrt(jnp.sum(jnp.square(embeddings), axis=-1, keepdims=True))
     # The second `where` stops 1 / epsilon from being a zero embedding's derivative.
     scale = jnp.where(norm > 0, 1 / (jnp.where(norm > 0, norm, 1) + epsilon), 0)

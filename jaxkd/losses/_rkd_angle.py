@@ -15,7 +15,7 @@ def _cosines(
     embeddings: Float[Array, "batch dims"],
     where: Bool[Array, " batch"] | None,
 ) -> Float[Array, "anchors batch batch"]:
-    """The cosine of the angle at each anchor between each pair of examples."""
+    """Return the cosine of the angle at each anchor between each pair of examples."""
     direction = fm.unit(embeddings[None] - anchors[:, None])
     if where is not None:
         direction = jnp.where(where[None, :, None], direction, 0)

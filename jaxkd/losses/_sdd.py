@@ -127,7 +127,7 @@ def sdd(
 def _regions(
     maps: Float[Array, "batch height width classes"], scales: tuple[int, ...]
 ) -> tuple[Float[Array, "batch 1 classes"], Float[Array, "batch regions classes"]]:
-    """The average logits of the whole and of all cells."""
+    """Return the average logits of the whole and of all cells."""
     alive = jnp.all(live(maps, None), axis=(1, 2), keepdims=True)
     maps = jnp.where(alive, maps, 0)
     alive = alive[:, 0]

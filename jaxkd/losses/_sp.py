@@ -11,7 +11,7 @@ from jaxkd.losses._math import only, without
 def _similarity(
     features: Float[Array, "batch *rest"],
 ) -> Float[Array, "batch batch"]:
-    """The examples' Gram matrix, each row divided by its norm."""
+    """Return the examples' Gram matrix, each row divided by its norm."""
     return fm.unit(fm.gram(fm.flat(features)))
 
 

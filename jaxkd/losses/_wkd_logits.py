@@ -170,7 +170,7 @@ def _sinkhorn(
     *,
     iterations: int,
 ) -> tuple[Array, Array]:
-    """The logarithms of u and v after so many rounds."""
+    """Return the logarithms of u and v after so many rounds."""
 
     def round_(log_u: Array, _: None) -> tuple[Array, Array]:
         log_v = log_columns - into_columns(log_u)
@@ -188,7 +188,7 @@ def _scaled(log_x: Array) -> tuple[Array, Array]:
 
 
 def _log_product(log_x: Array, kernel: Array) -> Array:
-    """The logarithm of exp(log_x) @ kernel."""
+    """Return the logarithm of exp(log_x) @ kernel."""
     x, most = _scaled(log_x)
     return jnp.log(_product(x, kernel)) + most
 

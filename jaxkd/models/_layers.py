@@ -32,7 +32,7 @@ def conv(
     same: bool = False,
     dtype: Any = None,
 ) -> nn.Conv:
-    """A square convolution, padded so that stride 1 keeps the size.
+    """Return a square convolution, padded so that stride 1 keeps the size.
 
     `same` pads as TensorFlow does: with stride 2 an odd pixel is at the far side.
     """
@@ -69,7 +69,7 @@ def norm(
 
 
 def head(classes: int, dtype: Any, name: str = "head") -> nn.Dense:
-    """The linear classifier, computed in at least float32."""
+    """Return the linear classifier, computed in at least float32."""
     return nn.Dense(
         classes, dtype=head_dtype(dtype), kernel_init=TORCH_LINEAR, name=name
     )
@@ -78,7 +78,7 @@ def head(classes: int, dtype: Any, name: str = "head") -> nn.Dense:
 def global_mean(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch channels"]:
-    """The mean over all positions."""
+    """Return the mean over all positions."""
     return jnp.mean(x, (1, 2))
 
 
@@ -104,7 +104,7 @@ def check_numbers(**numbers: Any) -> None:
 
 
 def check_length(name: str, values: Any, length: int) -> tuple[int, ...]:
-    """The values as a tuple of so many positive integers."""
+    """Return the values as a tuple of so many positive integers."""
     values = tuple(values)
     if len(values) != length:
         raise ValueError(f"{name} must be {length} numbers, got {values}")

@@ -55,7 +55,7 @@ class MBConv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """The last BatchNorm, plus the input where the shape is the same."""
+        """Return the last BatchNorm, plus the input where the shape is the same."""
         activate = ACTIVATIONS[self.activation]
         y = x
         if self.hidden is not None:

@@ -77,7 +77,7 @@ def cnn(
     dropout: float = 0.0,
     dtype: Any = None,
 ) -> Net:
-    """A convolutional classifier whose layers are data.
+    """Return a convolutional classifier whose layers are data.
 
     Its taps are `stem`, the first convolution after ReLU; `stage1` ... `stageN`, each
     stage after its pooling; `stage1_pre` ..., a stage's last convolution before ReLU

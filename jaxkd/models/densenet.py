@@ -29,7 +29,7 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """The input, and the new channels behind it."""
+        """Return the input, and the new channels behind it."""
         y = nn.relu(norm(self.train, name="norm1", dtype=self.dtype)(x))
         y = conv(4 * self.growth, 1, name="conv1", dtype=self.dtype)(y)
         y = nn.relu(norm(self.train, name="norm2", dtype=self.dtype)(y))

@@ -54,7 +54,7 @@ def mlp(
     input_dropout: float = 0.0,
     dtype: Any = None,
 ) -> Net:
-    """A multilayer perceptron with ReLU; images are flattened.
+    """Return a multilayer perceptron with ReLU; images are flattened.
 
     Its taps are `stage1` ... `stageN`, the hidden layers after ReLU and before dropout,
     `stage1_pre` ... before ReLU, and `pooled`, what the head sees. Kernels start from

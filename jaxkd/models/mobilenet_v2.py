@@ -46,7 +46,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """The last BatchNorm, plus the input where the shape is the same."""
+        """Return the last BatchNorm, plus the input where the shape is the same."""
         activate = jax.nn.relu6 if self.relu6 else jax.nn.relu
         y = x
         if self.hidden is not None:

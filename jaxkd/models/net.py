@@ -77,7 +77,7 @@ def naming_images(f: Callable[..., Any], *args: Any) -> Iterator[None]:
 
 
 def _mode(module: nn.Module) -> Callable[[bool], Mapping[str, Any]]:
-    """How a module is told that it trains, by the names of its arguments."""
+    """Return how a module is told that it trains, by the names of its arguments."""
     names = inspect.signature(type(module).__call__).parameters
     if "train" in names:
         return lambda train: {"train": train}
@@ -115,7 +115,7 @@ def from_foreign(
     *,
     call: Callable[[bool], Mapping[str, Any]] = lambda train: {},
 ) -> Net:
-    """Wraps a linen module that returns bare logits, tapping submodules by path.
+    """Wrap a linen module that returns bare logits, tapping submodules by path.
 
     Libraries disagree on how a module is told that it trains, so the caller says it::
 
@@ -152,7 +152,7 @@ def from_foreign(
 
 
 def _net(module, call, outputs, capture=False) -> Net:
-    """The two functions, with `outputs(out, captured)` giving `Outputs`."""
+    """Return the two functions, with `outputs(out, captured)` giving `Outputs`."""
 
     def init(key, x):
         out, variables = module.init_with_output(key, x, **call(False))

@@ -139,7 +139,7 @@ def resnet(
     dtype: Any = None,
     remat: bool = False,
 ) -> Net:
-    """A residual network for small images, of 6n + 2 layers.
+    """Return a residual network for small images, of 6n + 2 layers.
 
     A 3x3 convolution, then three stages of n basic blocks at full, half and quarter
     size, the mean over positions, the head. Where a block changes the shape, its

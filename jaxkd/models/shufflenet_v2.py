@@ -56,7 +56,7 @@ class SplitUnit(nn.Module):
         return shuffle(jnp.concatenate([left, y], axis=-1), 2)
 
     def _left(self, x, half):
-        """The first half where the size changes: depthwise 3x3, then 1x1."""
+        """Return the first half where the size changes: depthwise 3x3, then 1x1."""
         inputs = x.shape[-1]
         y = conv(
             inputs,

@@ -85,7 +85,7 @@ class EncoderBlock(nn.Module):
         return nn.Dropout(self.dropout, deterministic=not self.train)(x)
 
     def _drop(self, x):
-        """Leaves the whole branch out, for some of the images."""
+        """Leave the whole branch out, for some of the images."""
         drop = nn.Dropout(
             self.drop_path, broadcast_dims=(1, 2), deterministic=not self.train
         )
@@ -144,7 +144,7 @@ class ViT(nn.Module):
         return nn.Dense(self.classes, dtype=dtype, kernel_init=SMALL, name=name)
 
     def _embed(self, x):
-        """The token or two, the patches behind them, and positions added to all.
+        """Return the token or two, the patches behind them, and positions added to all.
 
         Registers stand between, and then only patches have positions.
         """

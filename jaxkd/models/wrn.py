@@ -95,7 +95,7 @@ def wrn(
     dtype: Any = None,
     remat: bool = False,
 ) -> Net:
-    """A wide residual network for small images, of 6n + 4 layers.
+    """Return a wide residual network for small images, of 6n + 4 layers.
 
     A 3x3 convolution of 16 channels, then three stages of n pre-activation blocks of
     16, 32 and 64 times `widen` channels at full, half and quarter size, BatchNorm, ReLU

@@ -66,7 +66,7 @@ def measure(file: str, where: str | None, split: str) -> dict[str, Any]:
 
 
 def _of_run(file: pathlib.Path, split: str) -> tuple[data.Dataset, Any]:
-    """The split of the run above a file, and how its networks see images."""
+    """Return the split of the run above a file, and how its networks see images."""
     for folder in file.parents:
         if (folder / directory.CONFIG).exists() and (folder / directory.RUN).exists():
             config = reading.load(folder / directory.CONFIG)

@@ -85,7 +85,7 @@ def create(
 
 
 def _fresh(config: Config) -> pathlib.Path:
-    """A directory that was not there before: nobody else has it."""
+    """Return a directory that was not there before: nobody else has it."""
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
     above = (pathlib.Path(config.out) / config.name).absolute()
     above.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def describe(run: pathlib.Path, config: Config, world: World, warn: Warn) -> Non
 
 
 def _fingerprint_in(file: pathlib.Path, warn: Warn) -> str | None:
-    """The data that a run began with; None if that is not known."""
+    """Return the data that a run began with; None if that is not known."""
     try:
         return str(store.read_json(file, "it is written again")["data"]["fingerprint"])
     except FileNotFoundError:

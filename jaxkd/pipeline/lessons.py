@@ -83,7 +83,7 @@ def _offline(recipe: Recipe, world: World, teacher: Any) -> list[Lesson]:
 
 
 def _only(recipe: Recipe) -> tuple[Stage, distill.Spec]:
-    """The only stage of a recipe, and its objective."""
+    """Return the only stage of a recipe, and its objective."""
     (stage,) = recipe.stages
     assert not callable(stage.spec)
     return stage, stage.spec

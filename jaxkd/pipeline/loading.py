@@ -99,7 +99,7 @@ def _logits(held: Held, world: World) -> Any:
 
 
 def _read(folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
-    """The arrays of a folder and their recipe."""
+    """Return the arrays of a folder and their recipe."""
     if directory.is_run(folder):
         there = sorted(path.name for path in (folder / "models").glob("*"))
         raise ValueError(

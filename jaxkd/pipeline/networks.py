@@ -70,7 +70,7 @@ def description(model: Model) -> dict[str, Any]:
 
 
 def base(model: Model, classes: int) -> Net:
-    """The network of a model's table; not of a space."""
+    """Return the network of a model's table; not of a space."""
     dtype = jnp.bfloat16 if getattr(model, "dtype", "") == "bfloat16" else None
     if isinstance(model, Zoo):
         return models.ZOO[model.name](classes=classes, dtype=dtype)
@@ -94,7 +94,7 @@ def base(model: Model, classes: int) -> Net:
 
 
 def space(model: Model, classes: int) -> Any:
-    """The search space of a model's table.
+    """Return the search space of a model's table.
 
     Raises:
       ValueError: if it gives widths to the MobileNets, which have their own.
@@ -117,7 +117,7 @@ def build(
     classes: int,
     image_shape: tuple[int, ...],
 ) -> Net:
-    """The network of a model with a recipe and the variables at its end.
+    """Return the network of a model with a recipe and the variables at its end.
 
     Raises:
       ValueError: if a step is not known.
@@ -139,7 +139,7 @@ def build(
 
 
 def quantization(how: dict[str, Any]) -> quantize.Quantization:
-    """The configuration of a recipe's step."""
+    """Return the configuration of a recipe's step."""
     layers = {name: quantize.Bits(*bits) for name, bits in how["layers"].items()}
     return quantize.Quantization(**{**how, "layers": layers})
 
@@ -178,12 +178,12 @@ def started(net: Net, variables: tuple[Any, Any] | None) -> Net:
 
 
 def without_steps(params: Any) -> Any:
-    """The parameters of a network without learned step sizes."""
+    """Return the parameters of a network without learned step sizes."""
     return {name: tree for name, tree in params.items() if name != STEPS}
 
 
 def is_quantized(held: Held) -> bool:
-    """Whether the recipe has that step."""
+    """Return whether the recipe has that step."""
     return any(step["step"] == "quantize" for step in held.recipe)
 
 

@@ -70,7 +70,7 @@ int8 = true
 
 
 def for_folder(path: str, *, size: int | None = None) -> str:
-    """The text of a configuration for a folder of class folders.
+    """Return the text of a configuration for a folder of class folders.
 
     Batches, epochs and networks follow the number of images and their size; all of it
     is a beginning, to be changed.
@@ -117,7 +117,7 @@ def _widths(first: int, stages: int) -> str:
 
 
 def _side(paths: list[str]) -> int:
-    """The largest usual side that most images have."""
+    """Return the largest usual side that most images have."""
     from PIL import Image
 
     found = []

@@ -158,7 +158,7 @@ def _own_knobs(entry: Mapping[str, Any]) -> Knobs:
 
 
 def _accepted(kind: Kind) -> dict[str, inspect.Parameter]:
-    """The parameters that a configuration may set."""
+    """Return the parameters that a configuration may set."""
     parameters = inspect.signature(kind.function).parameters
     inputs = () if kind.takes == "features" else tuple(parameters)[:3]
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -195,7 +195,7 @@ WARMTH = f"a number >= {TEMPERATURE[0]:g} and <= {TEMPERATURE[1]:g}"
 
 
 def _wanted(name: str, parameter: inspect.Parameter | None) -> str:
-    """What a knob must be, told by its name and its default."""
+    """Return what a knob must be, told by its name and its default."""
     if name in ("pair", "pairs"):
         return PAIRS
     if name in ("layers", "teacher_layers") or parameter is None:
@@ -273,7 +273,7 @@ def _try(kind: Kind, knobs: Knobs) -> None:
 
 
 def weight(entry: Mapping[str, Any], steps: int) -> float | optax.Schedule:
-    """A loss's weight: a number, or a function of the step for a ramp.
+    """Return a loss's weight: a number, or a function of the step for a ramp.
 
     Raises:
       ValueError: if it is neither.
@@ -290,7 +290,7 @@ def weight(entry: Mapping[str, Any], steps: int) -> float | optax.Schedule:
 
 
 def _ramp(ramp: Ramp, steps: int) -> optax.Schedule:
-    """The weight at a step, `steps` being those of an epoch."""
+    """Return the weight at a step, `steps` being those of an epoch."""
     if ramp.last < ramp.first:
         raise ValueError(f"weight: last ({ramp.last}) is before first ({ramp.first})")
 
@@ -309,7 +309,7 @@ def _ramp(ramp: Ramp, steps: int) -> optax.Schedule:
 def spec(
     table: Losses, temperature: float, *, steps: int, examples: Mapping[str, Any]
 ) -> distill.Spec:
-    """The objective of a stage.
+    """Return the objective of a stage.
 
     Args:
       table: its losses.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # it has an optimiser itself
 def of(
     stage: "Training", steps: int, *, epochs: int | None = None
 ) -> optax.GradientTransformation:
-    """The optimiser of a stage, or of a part of it.
+    """Return the optimiser of a stage, or of a part of it.
 
     Args:
       stage: as configured.
@@ -32,7 +32,7 @@ def of(
 def _only(
     tx: optax.GradientTransformation, patterns: Sequence[str]
 ) -> optax.GradientTransformation:
-    """Moves what fits the patterns in the student, and the terms' own parts."""
+    """Move what fits the patterns in the student, and the terms' own parts."""
 
     def chosen(params: Any) -> optax.GradientTransformation:
         terms = ["terms/*"] if jax.tree.leaves(params["terms"]) else []
@@ -53,7 +53,7 @@ def _only(
 def transformation(
     optimizer: Optimizer, rate: float | optax.Schedule
 ) -> optax.GradientTransformation:
-    """The optimiser at a rate that may depend on the step."""
+    """Return the optimiser at a rate that may depend on the step."""
     decay = optimizer.weight_decay
     if optimizer.kind == "sgd":
         momentum = optimizer.momentum or None
@@ -76,7 +76,7 @@ def _clipped(optimizer, tx):
 def schedule(
     schedule: Schedule, rate: float, epochs: int, steps: int
 ) -> float | optax.Schedule:
-    """The learning rate of a stage, by the step."""
+    """Return the learning rate of a stage, by the step."""
     rising = round(schedule.warmup * steps)
     total = max(1, epochs * steps - rising)
     after: float | optax.Schedule = rate

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def teacher_of(config: Config) -> str | None:
-    """The model that others are compared with: the first that teaches."""
+    """Return the model that others are compared with: the first that teaches."""
     named = [name for stage in config.stages for name in stage.names("teacher")]
     fallback = "teacher" if "teacher" in config.models else None
     return next(iter(named), fallback)
@@ -113,7 +113,7 @@ def _measured(
 def write(
     run: pathlib.Path, config: Config, results: list[Row], *, finished: bool
 ) -> None:
-    """Writes results.json."""
+    """Write results.json."""
     content = {
         "format": directory.FORMAT,
         "name": config.name,

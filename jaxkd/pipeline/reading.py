@@ -20,14 +20,14 @@ SUFFIX = ".toml"
 
 
 def shipped() -> list[str]:
-    """The names of the configurations inside the package."""
+    """Return the names of the configurations inside the package."""
     folder = importlib.resources.files("jaxkd.pipeline") / "configs"
     names = (item.name for item in folder.iterdir())
     return sorted(n.removesuffix(SUFFIX) for n in names if n.endswith(SUFFIX))
 
 
 def load(path: str | os.PathLike, changes: Sequence[str] = ()) -> "Config":
-    """A configuration from a file, with changes from the command line.
+    """Return a configuration from a file, with changes from the command line.
 
     Args:
       path: of a TOML file, or the name of a shipped configuration.
@@ -71,7 +71,7 @@ def resolved(config: "Config", name: str) -> "Config":
 
 
 def _text(path: str | os.PathLike) -> tuple[str, str]:
-    """The content of a file, or of the shipped configuration of that name."""
+    """Return the content of a file, or of the shipped configuration of that name."""
     file = pathlib.Path(path)
     if not file.exists() and str(path) in shipped():
         inside = importlib.resources.files("jaxkd.pipeline") / "configs"
@@ -89,7 +89,7 @@ def _text(path: str | os.PathLike) -> tuple[str, str]:
 
 
 def decoded(raw: Any, name: str) -> "Config":
-    """The configuration of what a TOML file holds.
+    """Return the configuration of what a TOML file holds.
 
     Raises:
       ValueError: naming the file, the key, what was expected, and near names.

@@ -193,7 +193,7 @@ def _job(
 
 
 def _begins(config: Config, place: int, models: dict[str, Held], data: str) -> str:
-    """A digest of all that decides what a stage makes."""
+    """Return a digest of all that decides what a stage makes."""
     stage = config.stages[place]
     fields = ("model", "teacher", "source")
     names = [name for field in fields for name in stage.names(field)]
@@ -206,7 +206,7 @@ def _begins(config: Config, place: int, models: dict[str, Held], data: str) -> s
 
 
 def _stage(stage: AnyStage, job: Job, done: Progress) -> Progress:
-    """Runs a stage, and keeps what it has made in its `final`."""
+    """Run a stage, and keep what it has made in its `final`."""
     begin = time.perf_counter()
     _open_folder(job)
     made = stage.run(job)
@@ -226,7 +226,7 @@ def _stage(stage: AnyStage, job: Job, done: Progress) -> Progress:
 
 
 def _open_folder(job: Job) -> None:
-    """Makes the stage's folder, without what was made from other inputs."""
+    """Make the stage's folder, without what was made from other inputs."""
     wanted = store.identity(begins=job.begins)
     store.make_way(job.folder, job.warn)
     if differ := store.open_dir(job.folder, wanted):
@@ -242,7 +242,7 @@ def _open_folder(job: Job) -> None:
 
 
 def _others(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What lies in the folder of a stage and was not written by one."""
+    """Return what lies in the folder of a stage and was not written by one."""
     steps, files = folder / "checkpoints", folder / "files"
     known = {folder / name for name in WRITTEN} | {steps, files}
     parts = [p for p in steps.glob("part-*") if p.name[5:].isdecimal()]
@@ -276,7 +276,7 @@ def _after(stage: AnyStage, job: Job, done: Progress, final: Final) -> Progress:
 
 
 def _final(stage: AnyStage, job: Job) -> Final | None:
-    """What a stage has made, if it is done and began with what there is now."""
+    """Return what a stage has made, if it is done and began with what there is now."""
     path = job.folder / FINAL
     store.recover(path)
     if not path.is_dir():
@@ -306,7 +306,7 @@ def _final(stage: AnyStage, job: Job) -> Final | None:
 
 
 def _logits(held: Held, job: Job, result: Row) -> np.ndarray:
-    """The logits that a stage has left, computed again if they are damaged.
+    """Return the logits that a stage has left, computed again if they are damaged.
 
     Raises:
       ValueError: if they then differ, as on another device.

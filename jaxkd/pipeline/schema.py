@@ -51,7 +51,7 @@ def problems(raw: Any, kind: Any, key: str = "") -> Iterator[str]:
 
 
 def _one_of(raw: Any, kinds: tuple[Any, ...], key: str) -> Iterator[str]:
-    """A value or a list: what is wrong is told of the form that it has."""
+    """Return a value or a list: what is wrong is told of the form that it has."""
     if all(any(True for _ in problems(raw, kind, key)) for kind in kinds):
         listed = isinstance(raw, list | tuple)
         is_list = lambda kind: get_origin(_bare(kind)[0]) is tuple
@@ -65,7 +65,7 @@ def shown(value: Any) -> str:
 
 
 def _bare(kind: Any) -> tuple[Any, list[msgspec.Meta]]:
-    """A type without its annotations, and those."""
+    """Return a type without its annotations, and those."""
     bounds: list[msgspec.Meta] = []
     while get_origin(kind) is typing.Annotated:
         kind, *notes = get_args(kind)
@@ -74,7 +74,7 @@ def _bare(kind: Any) -> tuple[Any, list[msgspec.Meta]]:
 
 
 def _tables(kind: Any) -> dict[Any, Any]:
-    """The parts of a configuration that a table may be, by their kind."""
+    """Return the parts of a configuration that a table may be, by their kind."""
     union = get_origin(kind) in (typing.Union, types.UnionType)
     parts = get_args(kind) if union else (kind,)
     return {
@@ -108,7 +108,7 @@ def _table(raw: Any, tables: dict[Any, Any], key: str) -> Iterator[str]:
 
 
 def _names(raw: Any, of: Any, key: str) -> Iterator[str]:
-    """A table with free names."""
+    """Return a table with free names."""
     if not isinstance(raw, dict):
         yield f"{key}: must be a table, got {shown(raw)}"
         return
@@ -144,7 +144,7 @@ def _anything(raw: Any, key: str) -> Iterator[str]:
 
 
 def _refused(raw: Any, kind: Any, bounds: list[msgspec.Meta]) -> str | None:
-    """What a value should be, or None if it is that."""
+    """Return what a value should be, or None if it is that."""
     if get_origin(kind) is typing.Literal:
         names = get_args(kind)
         if raw in names and type(raw) in map(type, names):

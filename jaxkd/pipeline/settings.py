@@ -7,7 +7,7 @@ from jaxkd._text import alternatives, did_you_mean
 
 
 def changed(config: dict[str, Any], change: str) -> dict[str, Any]:
-    """The configuration with one value changed.
+    """Return the configuration with one value changed.
 
     Args:
       config: as builtins, with every default.
@@ -56,7 +56,7 @@ def _with(tree: Any, keys: list[str], value: Any, above: str) -> Any:
 
 
 def _place(items: list[Any], key: str, here: str) -> int:
-    """The place that a number, a name or a kind stands for."""
+    """Return the place that a number, a name or a kind stands for."""
     if key.isdecimal() and int(key) < len(items):
         return int(key)
     for field in ("name", "kind"):

@@ -14,7 +14,7 @@ from jaxkd.pipeline.stages import KINDS, Train
 
 
 def dumps(config: Config, *, comments: bool = False) -> str:
-    """The configuration as TOML, every default written out.
+    """Return the configuration as TOML, every default written out.
 
     Args:
       config: what `reading.load` gave.
@@ -28,7 +28,7 @@ def dumps(config: Config, *, comments: bool = False) -> str:
 
 
 def _table(value: Value, path: str, comments: bool) -> Iterator[str]:
-    """The lines of a value's own keys, then of its tables."""
+    """Return the lines of a value's own keys, then of its tables."""
     kind = type(value)
     if kind.__struct_config__.tag is not None:
         yield f"kind = {_text(kind.__struct_config__.tag)}"
@@ -72,7 +72,7 @@ def _nested(path: str, item: Any, comments: bool) -> Iterator[str]:
 
 
 def _meaning(kind: Any) -> str:
-    """The text beside a field, and what it may be."""
+    """Return the text beside a field, and what it may be."""
     if get_origin(kind) is not typing.Annotated:
         return _choices(kind)
     inner, *notes = get_args(kind)
@@ -96,7 +96,7 @@ def _key(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value in one line of TOML."""
+    """Return a value in one line of TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -115,7 +115,7 @@ def _text(value: Any) -> str:
 
 
 def defaults() -> Config:
-    """A configuration with one stage of each kind and every default."""
+    """Return a configuration with one stage of each kind and every default."""
     teacher = parts.Zoo(name="resnet8x4")
     return Config(
         models={

@@ -26,7 +26,7 @@ from jaxkd.pipeline.stages import exporting as stage
 
 
 def check(config: Config, to: str | os.PathLike | None) -> None:
-    """Checks all that can be checked before a run trains anything.
+    """Check all that can be checked before a run trains anything.
 
     Args:
       config: from `reading.load`.
@@ -43,7 +43,7 @@ def check(config: Config, to: str | os.PathLike | None) -> None:
 
 
 def _check_writable(key: str, path: pathlib.Path) -> None:
-    """Checks that a folder can be made, by making one beside it for a moment.
+    """Check that a folder can be made, by making one beside it for a moment.
 
     Permissions do not tell: root may write everywhere but in /proc.
     """
@@ -97,7 +97,7 @@ def _shape(image: str) -> tuple[int, ...]:
 
 
 def _taps(name: str, net: Net, shape: tuple[int, ...]) -> Iterator[str]:
-    """A network's cost and taps, from shapes alone."""
+    """Return a network's cost and taps, from shapes alone."""
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     order: list[str] = []  # as the network made them: jax sorts the names of a dict
 
@@ -119,7 +119,7 @@ def export(
     formats: Sequence[str],
     to: str | os.PathLike | None,
 ) -> list[dict[str, Any]]:
-    """Writes a model of a finished run as files; what each of them is.
+    """Write a model of a finished run as files; what each of them is.
 
     Raises:
       ValueError: if the run is not finished, or has no such model; if a file would be

@@ -45,7 +45,7 @@ class World(NamedTuple):
 
 
 def make(config: Data) -> World:
-    """Loads the data and puts it on the device.
+    """Load the data and put it on the device.
 
     Raises:
       ValueError: and the other errors of `data.load`; if there are too few images.

@@ -347,7 +347,7 @@ def _marker(marker: str, x: float, y: float, paint: str) -> str:
 
 
 def _arrow(x1: float, y1: float, x2: float, y2: float, paint: str) -> str:
-    """An arrow that ends shortly before its goal."""
+    """Return an arrow that ends shortly before its goal."""
     length = math.hypot(x2 - x1, y2 - y1)
     if length < 16:
         return ""
@@ -364,7 +364,7 @@ def _arrow(x1: float, y1: float, x2: float, y2: float, paint: str) -> str:
 def _scale(
     values: Sequence[float], logarithmic: bool, most: int
 ) -> tuple[Callable[[float], float], list[float]]:
-    """A function from values to 0 ... 1, with a margin, and its ticks."""
+    """Return a function from values to 0 ... 1, with a margin, and its ticks."""
     wrap = (lambda v: math.log10(max(v, 1e-300))) if logarithmic else float
     low, high = min(values, default=0.0), max(values, default=1.0)
     a, b = wrap(low), wrap(high)

@@ -166,7 +166,7 @@ def details(runs: list[RunRecord]) -> dict[str, str]:
 
 
 def _keys(group: RunGroup, stage: str) -> dict[str, str]:
-    """What is drawn of a training stage, and the title of each."""
+    """Return what is drawn of a training stage, and the title of each."""
     found = [r for run in group.runs for r in run.stage_metrics(stage, "epoch")]
     seen = dict.fromkeys(key for row in found for key in row)
     terms = [key for key in seen if key.startswith("loss/")]
@@ -191,7 +191,7 @@ def _candidate(trial: rows.TrialRow) -> dict[str, str]:
 
 
 def _sensitivities(found: rows.Sensitivities, units: dict[str, int]) -> Any:
-    """The metric against the share that is removed from one group alone."""
+    """Return the metric against the share that is removed from one group alone."""
     series = []
     for place, (name, points) in enumerate(found.points.items()):
         n = units.get(name, 0)

@@ -167,7 +167,7 @@ def _files(rows: Any) -> list[MergedFile]:
 
 
 def _identity(run: RunRecord) -> str:
-    """The same for runs that differ in the seed alone."""
+    """Return the same for runs that differ in the seed alone."""
     if run.config is None:
         return f"path {run.path.resolve()}"
     config = {k: v for k, v in run.config.items() if k not in ("seed", "out")}
@@ -181,7 +181,7 @@ def _letter(place: int) -> str:
 
 
 def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a configuration, in whose keys a stage has its name."""
+    """Return the leaves of a configuration, in whose keys a stage has its name."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = {stage.get("name", i): stage for i, stage in enumerate(value)}
     if isinstance(value, dict) and value:

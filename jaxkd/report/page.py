@@ -158,7 +158,7 @@ def _require_ours(path: pathlib.Path) -> None:
 
 
 def _is_ours(path: pathlib.Path) -> bool:
-    """Whether a file ends in the checksum of what is before it."""
+    """Return whether a file ends in the checksum of what is before it."""
     if not path.is_file():
         return False
     content = path.read_bytes()

@@ -179,7 +179,7 @@ def _heat(counts: np.ndarray) -> dict[str, Any]:
 
 
 def _data_uri(image: np.ndarray) -> str:
-    """A PNG of an image `[h, w, c]`."""
+    """Return a PNG of an image `[h, w, c]`."""
     shown = image if image.shape[-1] in (3, 4) else image[..., 0]
     content = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(shown)).save(content, "PNG", optimize=True)

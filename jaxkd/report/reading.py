@@ -139,7 +139,7 @@ def read(path: str | os.PathLike) -> RunRecord:
 
 
 def _optional(path: pathlib.Path, kind: type[rows.RowOf]) -> rows.RowOf:
-    """A file, or an empty one if the run has not come to write it."""
+    """Return a file, or an empty one if the run has not come to write it."""
     try:
         return rows.read(path, kind)
     except FileNotFoundError:
@@ -187,7 +187,7 @@ _KINDS = {
 
 
 def _problems(run: RunRecord) -> list[str]:
-    """What is unfinished, damaged or contradictory, in sentences."""
+    """Return what is unfinished, damaged or contradictory, in sentences."""
     notes = []
     if not run.results.finished:
         done = len({row.index for row in run.results.rows if row.index >= 0})

@@ -252,7 +252,7 @@ def _size(values: Mapping[str, np.ndarray]) -> TableRow:
 
 
 def _smallest(row: MergedRow) -> tuple[str, str] | None:
-    """The name and the bytes of the smallest exported file."""
+    """Return the name and the bytes of the smallest exported file."""
     if not row.files:
         return None
     file = min(row.files, key=lambda file: file.values["bytes"].mean())

@@ -13,7 +13,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def mean_sd(values: Any, *, scale: float = 1.0, digits: int = 2) -> str:
-    """The mean of several seeds and their sample standard deviation.
+    """Return the mean of several seeds and their sample standard deviation.
 
     >>> mean_sd([0.5, 0.7], scale=100)
     '60.00 ± 14.14'
@@ -42,7 +42,7 @@ def gain(values: Any, baseline: Any, *, scale: float = 100.0, digits: int = 2) -
 
 
 def listed(facts: Mapping[str, Any]) -> str:
-    """A list in Markdown.
+    """Return a list in Markdown.
 
     >>> print(listed({"jax": "0.10.2", "python": "3.11"}), end="")
     * jax: 0.10.2
@@ -52,7 +52,7 @@ def listed(facts: Mapping[str, Any]) -> str:
 
 
 def markdown(rows: Rows) -> str:
-    """A table whose columns are the keys of the first row."""
+    """Return a table whose columns are the keys of the first row."""
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns)]
     lines += [[str(row.get(column, "")) for column in columns] for row in rows]

@@ -34,7 +34,7 @@ def descend(
     teacher_variables: Any = None,
     directory: str | os.PathLike | None = None,
 ) -> dict[str, chain.Variables]:
-    """Trains networks from large to small, each taught by the one before.
+    """Train networks from large to small, each taught by the one before.
 
     Without a `teacher`, the first is the teacher and learns from the labels alone; with
     one, the first is already an assistant.

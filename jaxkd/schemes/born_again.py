@@ -37,7 +37,7 @@ def generations(
     teacher_variables: Any = None,
     directory: str | os.PathLike | None = None,
 ) -> dict[str, chain.Variables]:
-    """Trains one network again and again, each time taught by the last.
+    """Train one network again and again, each time taught by the last.
 
     Without a `teacher`, generation 0 learns from the labels alone. In the paper the
     students' objective is the cross-entropy with the labels and the KL divergence from
@@ -74,7 +74,7 @@ def generations(
 
 
 def committee(net: Net, count: int) -> Teacher:
-    """The generations side by side, whose variables are the tuple of theirs.
+    """Return the generations side by side, whose variables are the tuple of theirs.
 
     The paper's BAN ensemble is `ensemble.mean` of this.
 

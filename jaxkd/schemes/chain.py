@@ -69,7 +69,7 @@ def chain(
     teacher_variables: Any = None,
     directory: str | os.PathLike | None = None,
 ) -> dict[str, Variables]:
-    """Trains networks in turn, each taught by the one before.
+    """Train networks in turn, each taught by the one before.
 
     All networks are traced with their teachers before the first is trained, so that one
     that does not fit is refused at once.
@@ -120,7 +120,7 @@ def rehearse(
     teacher: Teacher = distill.no_teacher,
     teacher_variables: Any = None,
 ) -> dict[str, Variables]:
-    """Traces what a chain will train, without training: the shapes of its variables.
+    """Trace what a chain will train, without training: the shapes of its variables.
 
     Raises:
       ValueError: if a network does not fit its teacher or the spec, or a name is no
@@ -155,7 +155,7 @@ def by_fit(
     log: logs.Log | None = None,
     progress: bool = True,
 ) -> Learn:
-    """The usual way to learn: `train.fit` with the teacher live.
+    """Return the usual way to learn: `train.fit` with the teacher live.
 
     Args:
       tx: the optimiser.
@@ -217,7 +217,7 @@ def _kept(
 
 
 def _identity(lesson: Lesson, shapes: Variables, example: Batch) -> dict[str, Any]:
-    """What a lesson's result depends on, but for how `learn` trains."""
+    """Return what a lesson's result depends on, but for how `learn` trains."""
     return store.identity(
         key=jax.random.key_data(lesson.key).tolist(),
         spec=sorted(lesson.spec),
@@ -231,7 +231,7 @@ def _identity(lesson: Lesson, shapes: Variables, example: Batch) -> dict[str, An
 
 
 def _digest_of_step(lesson: Lesson, example: Batch) -> str:
-    """A digest of the traced step: networks, terms, their weights and knobs.
+    """Return a digest of the traced step: networks, terms, their weights and knobs.
 
     The same in every process with one version of jax. Traced, a temperature is a number
     in the program, and a schedule of a weight is a part of it.

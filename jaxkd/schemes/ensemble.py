@@ -43,7 +43,7 @@ from jaxkd.types import Batch, Outputs
 
 
 def of(teachers: Sequence[Teacher], *, names: Sequence[str] | None = None) -> Teacher:
-    """A committee of teachers, whose variables are the tuple of theirs.
+    """Return a committee of teachers, whose variables are the tuple of theirs.
 
     Args:
       teachers: one or more, e.g. `distill.frozen(net)`, of any architectures.
@@ -112,7 +112,7 @@ def side_by_side(outputs: Sequence[Outputs], names: Sequence[str]) -> Outputs:
 
 
 def copies(teacher: Teacher, *, together: bool = True) -> Teacher:
-    """A committee of one network with several sets of variables.
+    """Return a committee of one network with several sets of variables.
 
     What `train.over_seeds` trained teaches without being taken apart::
 
@@ -200,7 +200,7 @@ def mean(
 def each(
     loss: Callable[..., Array], *, weights: Sequence[float] | None = None
 ) -> Callable[..., Array]:
-    """The mean over a committee of a loss to each of its teachers.
+    """Return the mean over a committee of a loss to each of its teachers.
 
     Args:
       loss: `(student_logits, teacher_logits, ...) -> [batch]`, e.g. `losses.kd`.
@@ -244,7 +244,7 @@ def each(
 
 
 def _shares(weights: Sequence[float] | None) -> np.ndarray | None:
-    """The weights divided by their sum."""
+    """Return the weights divided by their sum."""
     if weights is None:
         return None
     array = np.asarray(weights, np.float32)

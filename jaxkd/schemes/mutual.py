@@ -42,7 +42,7 @@ from jaxkd.types import Batch, Metrics, Outputs
 def distiller(
     peers: Sequence[Net], spec: Spec, tx: optax.GradientTransformation
 ) -> Distiller:
-    """Trains two or more networks that teach each other, in one step.
+    """Train two or more networks that teach each other, in one step.
 
     All peers take their step at once, each against what the others said before it: the
     paper's Algorithm 1 updates one after another instead, and asks each again after its
@@ -105,7 +105,7 @@ def distiller(
 def copies(
     net: Net, count: int, spec: Spec, tx: optax.GradientTransformation
 ) -> Distiller:
-    """Trains several peers of one architecture by `vmap`, as `distiller` would.
+    """Train several peers of one architecture by `vmap`, as `distiller` would.
 
     For MLPs and on accelerators. XLA:CPU is slow at the grouped convolutions that
     `vmap` makes: there, `distiller((net,) * count, ...)`.
@@ -162,7 +162,7 @@ def copies(
 
 
 def _said(outputs: Outputs, batch: Batch) -> Outputs:
-    """The teacher whose variables are what it says."""
+    """Return the teacher whose variables are what it says."""
     return outputs
 
 
@@ -172,7 +172,7 @@ def _several(name: str, count: int) -> None:
 
 
 def _speak(net: Net, state: TrainState, batch: Batch) -> Outputs:
-    """What a peer says in this step: the same forward pass as in its own update.
+    """Return what a peer says in this step: the same forward pass as in its own update.
 
     The dropout key is split as `distill.distiller` does it, which lets the compiler see
     that the two passes are one.
@@ -182,7 +182,7 @@ def _speak(net: Net, state: TrainState, batch: Batch) -> Outputs:
 
 
 def _others(said: Sequence[Outputs], i: int) -> Outputs:
-    """What all but peer i said, beginning with the one after it."""
+    """Return what all but peer i said, beginning with the one after it."""
     n = len(said)
     names = [str(peer) for peer in range(n)]
     ensemble.side_by_side(said, names)  # names the peer whose classes differ

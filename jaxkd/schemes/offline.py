@@ -50,7 +50,7 @@ __all__ = [
 
 
 def on_device(dataset: data.Dataset, scores: Scores) -> Batch:
-    """Puts a data set and its scores on the device.
+    """Put a data set and its scores on the device.
 
     Args:
       dataset: the one for which `score` or `load` gave the scores.
@@ -147,7 +147,7 @@ def _field(batch: Batch, name: str) -> Array:
 
 
 def _term(scores: Scores, loss: Callable[[Outputs, Batch], Array]) -> Term:
-    """A term that reads the batch, not the teacher's outputs."""
+    """Return a term that reads the batch, not the teacher's outputs."""
 
     def init(key: Array, s: Outputs, t: Outputs, batch: Batch) -> tuple[Params, State]:
         if s.logits.shape[-1] != scores.classes:

@@ -46,7 +46,7 @@ def distiller(
     mode: str = "warm_up",
     as_teacher: Callable[[Net], Teacher] = distill.frozen,
 ) -> Distiller:
-    """Trains a network against the exponential moving average of itself.
+    """Train a network against the exponential moving average of itself.
 
     With x the student's parameters and batch statistics after update t = 0, 1, ..., and
     y the teacher's, equal to x before the first::
@@ -102,7 +102,7 @@ def distiller(
 
 
 def decay_at(step: ArrayLike, decay: ArrayLike, mode: str = "warm_up") -> Array:
-    """The decay of the moving average at a step, which begins small.
+    """Return the decay of the moving average at a step, which begins small.
 
     With t the number of updates before this one::
 
@@ -150,7 +150,7 @@ _DECAYS = {"warm_up": _warm_up, "corrected": _corrected}
 
 
 def variables(state: TrainState) -> tuple[Params, State]:
-    """The teacher's variables: `(params, state)` of the averaged network."""
+    """Return the teacher's variables: `(params, state)` of the averaged network."""
     teacher = state.state["teacher"]
     return teacher["params"], teacher["state"]
 
@@ -171,7 +171,7 @@ def _with_teacher(state: TrainState, average: tuple[Params, State]) -> TrainStat
 
 
 def _widened(tree: Any) -> Any:
-    """A copy, with real numbers in float32 at least."""
+    """Return a copy, with real numbers in float32 at least."""
 
     def widen(x: Array) -> Array:
         real = jnp.issubdtype(x.dtype, jnp.floating)

@@ -63,7 +63,7 @@ class Stage(NamedTuple):
 def stage_distiller(
     stage: Stage, student: Net, teacher: Teacher, before: TrainState | None = None
 ) -> Distiller:
-    """The procedure of one stage, whose `init` goes on from `before`.
+    """Return the procedure of one stage, whose `init` goes on from `before`.
 
     The student's variables, and those of terms that have the same name and shapes in
     both stages, are carried over; optimiser and step count start anew.
@@ -130,7 +130,7 @@ def fit(
     name: str = "train",
     progress: bool = True,
 ) -> list[train.Run]:
-    """Trains through all stages, each from where the one before has ended.
+    """Train through all stages, each from where the one before has ended.
 
     The student's initial weights are those of `distill.distiller`'s `init` under the
     same key, and one stage alone is what `train.fit` does. Ctrl-C ends the stage that
@@ -197,7 +197,7 @@ def fit(
 
 
 def _order(key: Array, number: int) -> Array:
-    """The key of a stage's data order; the first has the run's own."""
+    """Return the key of a stage's data order; the first has the run's own."""
     if number == 0:
         return key
     fold = lambda k: jax.random.fold_in(k, number)
@@ -213,7 +213,7 @@ def _begin(
     batch: Batch,
     before: TrainState | None,
 ) -> TrainState:
-    """The state that a stage starts from, for one seed or for several."""
+    """Return the state that a stage starts from, for one seed or for several."""
 
     def init(key: Array, teacher_variables: Any, before: TrainState | None) -> Any:
         d = stage_distiller(stage, student, teacher, before)

@@ -13,7 +13,7 @@ Pairs = str | Sequence[str] | Mapping[str, str]
 
 
 def of(pairs: Pairs) -> dict[str, str]:
-    """The pairs as `{student's tap: teacher's tap}`.
+    """Return the pairs as `{student's tap: teacher's tap}`.
 
     Raises:
       ValueError: if there is none, or one is named twice.
@@ -32,7 +32,7 @@ def of(pairs: Pairs) -> dict[str, str]:
 
 
 def one(pair: Pairs) -> tuple[str, str]:
-    """A single pair as `(student's tap, teacher's tap)`.
+    """Return a single pair as `(student's tap, teacher's tap)`.
 
     Raises:
       ValueError: if there are several.
@@ -54,7 +54,7 @@ def total(pairs: Pairs, make: Callable[[str, str], Term]) -> Term:
 
 
 def added(terms: Mapping[str, Term]) -> Term:
-    """The sum of terms; its parameters and state have their names."""
+    """Return the sum of terms; its parameters and state have their names."""
 
     def init(
         key: jax.Array, s: Outputs, t: Outputs, batch: Batch

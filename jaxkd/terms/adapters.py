@@ -11,7 +11,7 @@ from jaxkd.models.convolution import conv_general_dilated
 
 
 def resize(features: Array, space: tuple[int, ...]) -> Array:
-    """Maps `[batch, *space, channels]` at another size.
+    """Map `[batch, *space, channels]` at another size.
 
     An axis that shrinks is averaged (adaptive average pooling), one that grows is
     interpolated linearly; half precision becomes float32.

@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
 
 def rows(index: np.ndarray, labels: np.ndarray | None) -> Rows:
-    """The layout of the banks for these examples.
+    """Return the layout of the banks for these examples.
 
     Args:
       index: one whole number for each example, no two equal.

@@ -63,7 +63,7 @@ def _is_map(**maps: Array) -> None:
 
 
 def paraphraser(tap: str, *, rate: float = 0.5) -> Term:
-    """An autoencoder of the teacher's map, for a first stage of its own.
+    """Return an autoencoder of the teacher's map, for a first stage of its own.
 
     With E and D three convolutions each::
 

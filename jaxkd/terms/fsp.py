@@ -79,7 +79,7 @@ def _blocks(layers: Sequence[Flow] | Mapping[Flow, Flow]) -> dict[Flow, Flow]:
 
 
 def _block(student: Flow, teacher: Flow, adapt: bool) -> Term:
-    """The term of one block; a student's map keeps its size."""
+    """Return the term of one block; a student's map keeps its size."""
 
     def ends(s: Outputs, t: Outputs) -> dict[str, tuple[Match, Array]]:
         shapes = [t.tap(tap).shape for tap in teacher]

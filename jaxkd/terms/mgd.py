@@ -29,7 +29,7 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Map, kept: Array) -> Map:
-        """The regenerated map; `kept` broadcasts to it."""
+        """Return the regenerated map; `kept` broadcasts to it."""
         x = Match(self.shape, name="align")(x) * kept.astype(x.dtype)
         x = nn.relu(self._conv("first")(x))
         return self._conv("second")(x)

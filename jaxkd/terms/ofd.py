@@ -21,7 +21,7 @@ FRACTIONS = 40  # of the continued fraction; at z = 2 its error is below 1e-12
 def negative_mean(
     shift: Float[Array, " channels"], scale: Float[Array, " channels"]
 ) -> Float[Array, " channels"]:
-    """The mean of N(shift, scale**2) below zero, E[x | x < 0].
+    """Return the mean of N(shift, scale**2) below zero, E[x | x < 0].
 
     With z = shift / abs(scale) and phi, Phi the density and distribution of N(0, 1)::
 
@@ -61,7 +61,7 @@ def negative_mean(
 
 
 def margins(params: Any, batch_norms: Mapping[str, str]) -> dict[str, Array]:
-    """The margins of `ofd` from the teacher's BatchNorm layers.
+    """Return the margins of `ofd` from the teacher's BatchNorm layers.
 
     Args:
       params: the teacher's parameters, arrays or only their shapes.

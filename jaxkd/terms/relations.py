@@ -164,7 +164,7 @@ def cc(
 def _embedded(
     loss: Callable[[Array, Array], Array], layer: Any, student: str, teacher: str
 ) -> Term:
-    """A loss of linear embeddings of both networks' features, both trained."""
+    """Return a loss of linear embeddings of both networks' features, both trained."""
 
     def features(s: Outputs, t: Outputs) -> dict[str, Array]:
         found = {"student": s.tap(student), "teacher": t.tap(teacher)}
@@ -190,5 +190,5 @@ def _embedded(
 
 
 def _flat(loss: Callable[..., Array]) -> Callable[[Array, Array], Array]:
-    """The loss of features of any shape, as one vector an example."""
+    """Return the loss of features of any shape, as one vector an example."""
     return lambda s, t: loss(fm.flat(s), fm.flat(t))

@@ -32,7 +32,7 @@ class Fusion(nn.Module):
 
     @nn.compact
     def __call__(self, x: Map, deeper: Map | None) -> tuple[Map, Map]:
-        """What is compared with the teacher's map, and the mixed map."""
+        """Return what is compared with the teacher's map, and the mixed map."""
         x = _normed(_conv(self.width, 1, "reduce")(x), "reduce_norm")
         if deeper is not None:
             deeper = nearest(deeper, x.shape[1:-1])
@@ -58,7 +58,7 @@ class Review(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[Map]) -> list[Map]:
-        """What is compared with the teacher's maps, shallow to deep."""
+        """Return what is compared with the teacher's maps, shallow to deep."""
         fused, deeper = [], None
         for i in reversed(range(len(maps))):
             level = Fusion(self.width, self.shapes[i], name=f"level{i + 1}")
@@ -68,7 +68,7 @@ class Review(nn.Module):
 
 
 def nearest(x: Map, space: tuple[int, ...]) -> Map:
-    """Resizes by taking for each position the nearest one before it.
+    """Resize by taking for each position the nearest one before it.
 
     Example:
       >>> nearest(jnp.arange(2.0).reshape(1, 2, 1, 1), (4, 1)).ravel().tolist()
@@ -89,7 +89,7 @@ def reviewkd(
     width: int | None = None,
     levels: tuple[int, ...] = (4, 2, 1),
 ) -> Term:
-    """The student's stages, fused from deep to shallow, against the teacher's.
+    """Return the student's stages, fused from deep to shallow, against the teacher's.
 
     With f_i the fusion of the student's stage i with the mixture of all deeper ones,
     and hcl the mean squared difference at several resolutions, `losses.hcl`::
@@ -160,7 +160,7 @@ def reviewkd(
 
 
 def _map(features: Array, tap: str) -> Map:
-    """A map as it is, an embedding as a map of one position."""
+    """Return a map as it is, an embedding as a map of one position."""
     if features.ndim == 2:
         return features[:, None, None]
     if features.ndim != 4:

@@ -16,7 +16,7 @@ LOGIT_MAP = "logit_map"
 
 
 def logit_maps(net: Net, tap: str, *, head: str = "head") -> Net:
-    """A network with one more tap, "logit_map": its logits at each position.
+    """Return a network with one more tap, "logit_map": its logits at each position.
 
     A network whose logits are a Dense layer of the mean of its last map computes::
 

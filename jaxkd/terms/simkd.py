@@ -155,7 +155,7 @@ def simkd(
 
 
 def _term(teacher: str) -> Term:
-    """The mean square between "projected" and the teacher's map."""
+    """Return the mean square between "projected" and the teacher's map."""
 
     def init(key: Array, s: Outputs, t: Outputs, batch: Batch) -> tuple[Params, State]:
         return {}, {}

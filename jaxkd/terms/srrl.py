@@ -15,7 +15,7 @@ from jaxkd.types import Batch, Outputs, Params, State
 
 
 def srrl(pair: _pairs.Pairs = "pooled", *, head: Any) -> Term:
-    """The student's features, and what the teacher's classifier says of them.
+    """Return the student's features, and what the teacher's classifier says of them.
 
     With r(s) the student's features after a connector (1x1 convolution or Dense layer,
     BatchNorm, ReLU), averaged over positions if they are maps, g the same of the

@@ -72,7 +72,7 @@ def vkd(pair: _pairs.Pairs = "pooled") -> Term:
 
 
 def orthogonal(skew: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """The Cayley transform of the part above the diagonal, made skew-symmetric.
+    """Return the Cayley transform of the part above the diagonal, made skew-symmetric.
 
     Example:
       A = [[0, 1], [-1, 0]] is turned into a rotation by a right angle.

@@ -72,7 +72,7 @@ def _is_program(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """A parameter; without what differs between processes, such as addresses."""
+    """Return a parameter; without what differs between processes, such as addresses."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if isinstance(value, enum.Enum):

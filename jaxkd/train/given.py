@@ -16,7 +16,7 @@ from jaxkd.types import Batch
 
 
 def teacher_of(teacher: Any, inputs: Inputs) -> tuple[Teacher, Any]:
-    """The teacher and its variables, of what `learn` was given."""
+    """Return the teacher and its variables, of what `learn` was given."""
     if teacher is None:
         return distill.no_teacher, None
     if isinstance(teacher, str) and teacher == "cached":

@@ -269,7 +269,7 @@ def _scorer(
 def _initialize(
     d: Distiller, keys: Array, teacher_variables: Any, batch: Batch, start: Any
 ) -> TrainState:
-    """The state of one seed, or of several."""
+    """Return the state of one seed, or of several."""
     init = jax.vmap(d.init, in_axes=(0, None, None)) if keys.ndim else d.init
     state = jax.jit(init)(keys, teacher_variables, batch)
     if start is None:
@@ -306,7 +306,7 @@ def _step_facts(
 
 
 def _view_fact(view: View, batch: Batch) -> str:
-    """What the view computes."""
+    """Return what the view computes."""
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
     return fingerprint.of(jax.make_jaxpr(view)(jax.random.key(0), shapes))
 

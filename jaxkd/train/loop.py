@@ -229,7 +229,7 @@ def _row(name: str, place: Place, spent: _Spent, batch_size: int) -> logs.Row:
 
 
 def _add(sums: dict[str, Any], metrics: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Sums of metrics `[..., steps]` over the steps, as JSON has them."""
+    """Sum of metrics `[..., steps]` over the steps, as JSON has them."""
     total = lambda name, value: (
         np.asarray(sums.get(name, 0.0)) + value.sum(-1, dtype=np.float64)
     )
@@ -237,7 +237,7 @@ def _add(sums: dict[str, Any], metrics: dict[str, np.ndarray]) -> dict[str, Any]
 
 
 def _chunk(first: int, steps: int, save_every: int | None) -> int:
-    """How many steps are taken in one call, from number `first` on."""
+    """Return how many steps are taken in one call, from number `first` on."""
     left = steps - first
     return left if save_every is None else min(left, save_every - first % save_every)
 
@@ -249,7 +249,7 @@ def _compile(
     examples: Batch | Stream,
     key: Array,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The compiled program, of the state and what changes from call to call."""
+    """Return the compiled program, of the state and what changes from call to call."""
     leaves = jax.tree.leaves(state)
     parts: list[Any] = [leaf.sharding for leaf in leaves if hasattr(leaf, "sharding")]
     on: Any = next(

@@ -72,7 +72,7 @@ def example(examples: Batch | Stream, view: View, size: int = 2) -> Batch:
 def make_epoch(
     distiller: Distiller, *, view: View, batch_size: int, mesh: Mesh | None = None
 ) -> Epoch:
-    """Builds one pass over the data as a pure function, to be compiled by `fit`.
+    """Build one pass over the data as a pure function, to be compiled by `fit`.
 
     On a mesh each device takes an equal part of every batch; the losses, BatchNorm and
     the metrics are those of the whole batch. State, teacher and data have to lie on it

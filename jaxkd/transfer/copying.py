@@ -74,7 +74,7 @@ def match(
     rename: Rename = {},  # noqa: B006 (never changed)
     exclude: Patterns = (),
 ) -> CopyReport:
-    """What `copy` would do; arrays are not touched, ShapeDtypeStructs will do.
+    """Return what `copy` would do; arrays are not touched, ShapeDtypeStructs will do.
 
     Args:
       source: `(params, state)`, as `Net.init` returns them.
@@ -117,7 +117,7 @@ def copy(
     strict: bool = False,
     exclude: Patterns = (),
 ) -> tuple[Variables, CopyReport]:
-    """Copies the leaves that two networks share by path and shape.
+    """Copy the leaves that two networks share by path and shape.
 
     Parameters and state (BatchNorm's running statistics) go together. A leaf of another
     shape is never copied, cut or broadcast; the target keeps its own, and the report
@@ -174,7 +174,7 @@ def copy(
 
 
 def _leaves(variables: Variables) -> dict[str, Any]:
-    """The leaves of parameters and state together, by path."""
+    """Return the leaves of parameters and state together, by path."""
     params, state = map(_tree.flatten, variables)
     if both := sorted(set(params) & set(state)):
         raise ValueError(f"params and state must not share paths, got {both} in both")
@@ -197,7 +197,7 @@ def _renamed(leaves: dict[str, Any], rename: Rename) -> dict[str, tuple[str, Any
 
 
 def _prefixes(names: Mapping[str, str], paths: Sequence[str]) -> Callable[[str], str]:
-    """Renames the longest beginning of a path, in whole components, that has a name."""
+    """Rename the longest beginning of a path, in whole components, that has a name."""
     for old in names:
         if not any(f"{path}/".startswith(f"{old}/") for path in paths):
             raise ValueError(f"rename names {old!r}, but the source has only {paths}")

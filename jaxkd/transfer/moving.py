@@ -36,7 +36,7 @@ def freeze(
 def train_only(
     tx: optax.GradientTransformation, patterns: Patterns
 ) -> optax.GradientTransformation:
-    """The opposite of `freeze`: only what fits the patterns moves.
+    """Return the opposite of `freeze`: only what fits the patterns moves.
 
     The terms' own parameters (adapters) are among the rest: name "terms/*" as well if
     there are any.
@@ -70,7 +70,7 @@ def layer_wise(
     *,
     default: Rate,
 ) -> optax.GradientTransformation:
-    """An optimiser for each group of layers, with its own learning rate.
+    """Return an optimiser for each group of layers, with its own learning rate.
 
     Each group has a state of its own; what looks at all parameters at once, such as
     clipping by the global norm, belongs outside: `optax.chain(clip, layer_wise(...))`.

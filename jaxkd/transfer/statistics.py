@@ -15,7 +15,7 @@ Patterns = str | Iterable[str]
 
 
 def frozen_statistics(net: Net, patterns: Patterns = "*") -> Net:
-    """The network whose BatchNorms use their stored statistics also in training.
+    """Return the network whose BatchNorms use their stored statistics also in training.
 
     Those statistics then never change, so that few new images cannot spoil what many
     old ones measured; dropout and all else train as before. BatchNorm's scale and bias

@@ -129,7 +129,7 @@ def gradual(
 
 
 def _shapes(plan: Plan) -> dict[str, Any]:
-    """The variables' shapes as a tree of nested dicts."""
+    """Return the variables' shapes as a tree of nested dicts."""
     tree: dict[str, Any] = {}
     for leaf in plan.leaves:
         *above, last = leaf.path.split("/")

@@ -130,7 +130,7 @@ def _same_shapes(before: Any, after: Any) -> None:
 def _folder(
     directory: str | os.PathLike | None, identity: dict[str, Any]
 ) -> pathlib.Path | None:
-    """The directory, which is made for these steps or was made for the same."""
+    """Return the directory, which is made for these steps or was made for the same."""
     if directory is None:
         return None
     folder = pathlib.Path(directory)

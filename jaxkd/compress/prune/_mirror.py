@@ -96,13 +96,13 @@ def _masked(node: Any) -> bool:
 
 
 def _without(reference: dict[Keys, int], absent: set[Keys]) -> set[Keys]:
-    """The paths of a reference that are not at or below one of these."""
+    """Return the paths of a reference that are not at or below one of these."""
     above = lambda path: (path[:depth] for depth in range(len(path) + 1))
     return {path for path in reference if absent.isdisjoint(above(path))}
 
 
 def _fitting(node, inside, candidates, shapes, leaves):
-    """The one of the candidates whose shapes a subtree has."""
+    """Return the one of the candidates whose shapes a subtree has."""
     problems = [_misfit(node, inside, r, shapes, leaves) for r in candidates]
     fitting = [r for r, p in zip(candidates, problems, strict=True) if p is None]
     if not fitting:

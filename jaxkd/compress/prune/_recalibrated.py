@@ -64,7 +64,7 @@ def recalibrated(
 def momenta(
     net: Net, params: Params, state: State, resident: Batch, view: View
 ) -> State:
-    """How much of itself each batch statistic keeps in one training step.
+    """Return how much of itself each batch statistic keeps in one training step.
 
     Raises:
       ValueError: if one keeps all: it does not move.
@@ -98,7 +98,7 @@ def averaged(
     batch_size: int,
     seed: int,
 ) -> State:
-    """The new state, from what `momenta` says; pure."""
+    """Return the new state, from what `momenta` says; pure."""
     n = len(resident["image"])
     size = min(batch_size, n)
     batches = n // size
@@ -118,7 +118,7 @@ def averaged(
 
 
 def _moved(net, params, state, batch, view, key, statistics) -> State:
-    """The batch statistics after one training pass."""
+    """Return the batch statistics after one training pass."""
     for_view, for_net = jax.random.split(key)
     x = view(for_view, batch)["image"]
     _, after = net.apply(params, _with(state, statistics), x, train=True, key=for_net)
@@ -126,11 +126,11 @@ def _moved(net, params, state, batch, view, key, statistics) -> State:
 
 
 def _statistics(state: State) -> dict[str, Any]:
-    """The batch statistics of a state, by their paths."""
+    """Return the batch statistics of a state, by their paths."""
     leaves = _tree.flatten(state)
     return {path: a for path, a in leaves.items() if STATISTICS in path.split("/")}
 
 
 def _with(state: State, statistics: dict[str, Any]) -> State:
-    """The state with these batch statistics."""
+    """Return the state with these batch statistics."""
     return _tree.map_with_path(lambda path, a: statistics.get(path, a), state)

@@ -139,7 +139,7 @@ def search(
 def grid_of(
     target: Target, grid: Sequence[float]
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """The uniform start on the grid, and for each group its widths, descending.
+    """Return the uniform start on the grid, and for each group its widths, descending.
 
     Raises:
       ValueError: if the target cannot be met on the grid, with the range that is

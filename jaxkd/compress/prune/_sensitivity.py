@@ -58,7 +58,7 @@ def sensitivity(
     ratios: Sequence[float] = RATIOS,
     file: str | os.PathLike | None = None,
 ) -> np.ndarray:
-    """Removes from every group what is predicted to cost the same drop of the metric.
+    """Remove from every group what is predicted to cost the same drop of the metric.
 
     First each group is pruned alone, at several ratios, and the drop of the metric is
     measured; between the points it is interpolated linearly. Then every group loses as
@@ -87,7 +87,7 @@ def sensitivity(
 
 
 def reach(plan: Plan, target: Target, ratios: Sequence[float]) -> None:
-    """Refuses ratios with which the target cannot be met.
+    """Refuse ratios with which the target cannot be met.
 
     Raises:
       ValueError: with the range that can be reached.
@@ -189,7 +189,7 @@ def equal_loss(
 
 
 def monotone(values: np.ndarray) -> np.ndarray:
-    """The nearest sequence in squares that never falls (isotonic regression).
+    """Return the nearest sequence in squares that never falls (isotonic regression).
 
     Neighbours that are out of order take their mean, until none is.
 
@@ -238,7 +238,7 @@ def _write(
     whole: float,
     points: dict[str, Points],
 ) -> None:
-    """Writes the file whole or not at all."""
+    """Write the file whole or not at all."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -198,7 +198,7 @@ def failures(
         return None if plan.inexact else other_constant(whole, pruned)
 
     def found(groups: Sequence[int]) -> list[int]:
-        """The largest part of them that can be pruned together, by halving."""
+        """Return the largest part of them that can be pruned together, by halving."""
         reason = failure(groups) if groups else None
         if reason is None:
             return list(groups)

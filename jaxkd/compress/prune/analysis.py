@@ -155,7 +155,7 @@ def walk(apply, variables, inputs, allow=False, equal=False):
 
 
 def _axes(values: list[Traced]) -> Axes:
-    """The axes of the variables that have labels."""
+    """Return the axes of the variables that have labels."""
     rows = [
         (i, k, axis.labels[0], len(axis.labels))
         for i, value in enumerate(values)
@@ -215,7 +215,7 @@ def _roles(ledger: Ledger, axes: Axes) -> list[str]:
 
 
 def _plan(ledger, parts, leaves, paths, groups, why) -> tuple[Plan, np.ndarray]:
-    """The plan, and the unit of each component, -1 for those that stay."""
+    """Return the plan, and the unit of each component, -1 for those that stay."""
     unit = np.full(len(parts.kind), -1)  # of each component
     made, start = [], 0
     names: set[str] = set()
@@ -259,7 +259,7 @@ def _name(path: str) -> str:
 
 
 def _unused(name: str, names: set[str]) -> str:
-    """The name, with a number if it is taken."""
+    """Return the name, with a number if it is taken."""
     choices = [name, *(f"{name}#{i}" for i in range(2, len(names) + 3))]
     name = next(choice for choice in choices if choice not in names)
     names.add(name)
@@ -304,7 +304,7 @@ def _digest(groups, leaves) -> str:
 
 
 def _chooser(include: Patterns, exclude: Patterns, paths: list[str]):
-    """Whether a group that makes its channels at these paths is to be pruned."""
+    """Return whether a group that makes its channels at these paths is to be pruned."""
     include, exclude = (
         None if p is None else (p,) if isinstance(p, str) else tuple(p)
         for p in (include, exclude)

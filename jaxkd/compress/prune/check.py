@@ -178,7 +178,7 @@ def _marks(apply, plan, variables, inputs) -> list[_trial.Prediction]:
 
 
 def _kept(a: np.ndarray, units: list, keep: np.ndarray, shape: tuple) -> np.ndarray:
-    """The entries of a masked result that the pruned one has too."""
+    """Return the entries of a masked result that the pruned one has too."""
     for k, (of, n) in enumerate(zip(units, shape, strict=True)):
         indices = range(min(a.shape[k], n)) if of is None else np.flatnonzero(keep[of])
         a = np.take(a, indices, axis=k)
@@ -186,7 +186,7 @@ def _kept(a: np.ndarray, units: list, keep: np.ndarray, shape: tuple) -> np.ndar
 
 
 def _results(program: jaxpr.Program, args: list) -> list[list]:
-    """The results of each step of a program."""
+    """Return the results of each step of a program."""
     found = []
 
     def noted(step, *values):

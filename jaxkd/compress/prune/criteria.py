@@ -224,7 +224,7 @@ def _chosen(
 
 
 def _found(plan: Plan, tree: Any) -> dict[int, Any]:
-    """The arrays of a tree by the number of the variable that they are."""
+    """Return the arrays of a tree by the number of the variable that they are."""
     pairs, _ = _mirror.flatten(tree)
     paths = [tuple(leaf.path.split("/")) for leaf in plan.leaves]
     places = _mirror.find(paths, [leaf.shape for leaf in plan.leaves], pairs)

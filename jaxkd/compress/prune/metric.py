@@ -33,7 +33,7 @@ class Metric(NamedTuple):
     settings: Mapping[str, Any]
 
     def __call__(self, keep: np.ndarray) -> float:
-        """The metric of the network with these units."""
+        """Return the metric of the network with these units."""
         return self.of(keep)
 
 

@@ -135,7 +135,7 @@ class Plan:
         return self.groups[-1].units.stop if self.groups else 0
 
     def group(self, name: str) -> Group:
-        """The group of that name.
+        """Return the group of that name.
 
         Raises:
           KeyError: if there is none, listing those there are.
@@ -146,7 +146,7 @@ class Plan:
         raise KeyError(f"no group {name!r}; there are {[g.name for g in self.groups]}")
 
     def keep(self, dropped: Iterable[int] | np.ndarray = ()) -> np.ndarray:
-        """The units that remain, `bool[units]`.
+        """Return the units that remain, `bool[units]`.
 
         Raises:
           ValueError: if `dropped` are not numbers of units, without repetition.
@@ -170,7 +170,7 @@ class Plan:
         return keep
 
     def kept(self, dropped: Any = (), *, keep: Any = None) -> np.ndarray:
-        """How many units of each group remain, `int[groups]`."""
+        """Return how many units of each group remain, `int[groups]`."""
         keep = self._keep(dropped, keep)
         starts = [group.units.start for group in self.groups]
         if not starts:
@@ -284,7 +284,7 @@ class Plan:
         return "\n".join(lines)
 
     def _keep(self, dropped, keep) -> np.ndarray:
-        """The concrete vector of what remains, however it was given."""
+        """Return the concrete vector of what remains, however it was given."""
         if keep is None:
             return self.keep(dropped)
         keep = np.asarray(keep)
@@ -314,13 +314,13 @@ class Plan:
 
 
 def _few(texts: Sequence[str], most: int, between: str) -> str:
-    """The first of them, and how many more there are."""
+    """Return the first of them, and how many more there are."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return between.join(texts[:most]) + more
 
 
 def _at(every: np.ndarray, units: np.ndarray | None) -> np.ndarray | None:
-    """Which indices of an axis remain; None for all."""
+    """Return which indices of an axis remain; None for all."""
     if units is None:
         return None
     left = every[units]

@@ -161,7 +161,7 @@ def _numbered(module: nn.Module) -> bool:
 
 
 def _unchecked(module: nn.Module) -> Callable[..., Any]:
-    """The module's `param`, for which a stored parameter has the right shape."""
+    """Return the module's `param`, for which a stored parameter has the right shape."""
     own = module.param  # of its class, which may compute with the parameter
 
     def param(name: str, init_fn: Callable, *init_args: Any, **kwargs: Any) -> Any:
@@ -186,7 +186,7 @@ def _widths(
     inputs: tuple[Any, ...],
     sizes: Sizes,
 ) -> dict[str, Any]:
-    """The attributes of a layer that its variables and inputs know better."""
+    """Return the attributes of a layer that its variables and inputs know better."""
     if _numbered(module) and inputs:
         known = sizes()
         if known is None:

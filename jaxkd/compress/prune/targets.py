@@ -172,7 +172,7 @@ def last_units(plan: Plan, kept: Sequence[int]) -> np.ndarray:
 
 
 def check_scores(plan: Plan, scores: ArrayLike) -> np.ndarray:
-    """The scores as an array: one finite number for each unit of the plan.
+    """Return the scores as an array: one finite number for each unit of the plan.
 
     Raises:
       ValueError: if they are something else.

@@ -22,7 +22,7 @@ from jaxkd.types import Params, State
 def calibrate(
     net: Net, params: Params, state: State, batches: Iterable[Array]
 ) -> State:
-    """The state with the ranges that the network's tensors have on some images.
+    """Return the state with the ranges that the network's tensors have on some images.
 
     The network runs in inference mode and in floats: the ranges are those of the
     unquantized tensors. They start anew, whatever the state held, and every batch moves

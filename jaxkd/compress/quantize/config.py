@@ -119,7 +119,7 @@ def bits_of(config: Quantization, path: str, name: str = "") -> Bits:
 
 
 def check_patterns(config: Quantization, layers: Iterable[str]) -> None:
-    """Refuses a pattern that fits no layer.
+    """Refuse a pattern that fits no layer.
 
     Raises:
       ValueError: with the nearest paths there are.

@@ -46,7 +46,7 @@ class Deployed:
     floats: tuple[str, ...]
 
     def __call__(self, x: Array) -> Array:
-        """The logits of images, by the marked network."""
+        """Return the logits of images, by the marked network."""
         return self.marked(x)
 
 
@@ -101,7 +101,7 @@ def deployed(net: Net, params: Params, state: State, config: Quantization) -> De
 
 
 def _on_host(leaf: Any) -> Any:
-    """A leaf as a NumPy array; random keys are none."""
+    """Return a leaf as a NumPy array; random keys are none."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended):
         return leaf
@@ -140,7 +140,7 @@ def check_ready(params: Params, state: State, config: Quantization) -> None:
 def grids(
     net: Net, params: Params, state: State
 ) -> tuple[dict[str, Grid], QuantizationPlan]:
-    """The grid of every kernel, and of every activation with a static range.
+    """Return the grid of every kernel, and of every activation with a static range.
 
     Returns:
       NumPy arrays, by "kernel:PATH" and "activation:NAME"; and the plan they follow.

@@ -132,7 +132,7 @@ def _alone(
     readers: dict[int, list[int]],
     number: int,
 ) -> bool:
-    """Whether a kernel is the whole of a parameter that nobody else reads."""
+    """Return whether a kernel is the whole of a parameter that nobody else reads."""
     path = f"0/{planned.weights[number].name}"
     if path not in graph.paths:
         return False
@@ -151,7 +151,7 @@ def _pair(
     number: int,
     alone: set[int],
 ) -> KernelPair | None:
-    """The pair that a layer is the first of, if there is one."""
+    """Return the pair that a layer is the first of, if there is one."""
     if number not in alone:
         return None
     value, bias = graph.ops[number].outputs[0], None
@@ -174,7 +174,7 @@ def _pair(
 def _leaf(
     graph: OpGraph, readers: dict[int, list[int]], value: int | None
 ) -> str | None:
-    """The path of the parameter that a value alone is made from, unchanged."""
+    """Return the path of the parameter that a value alone is made from, unchanged."""
     makers = {v: op for op in graph.ops for v in op.outputs}
     while value in makers and makers[value].kind in VIEWS:
         value = makers[value].inputs[0]
@@ -203,7 +203,7 @@ def _between(
 
 
 def _inputs(op: Any) -> int | None:
-    """The axis of a kernel that its input channels lie along, one for each."""
+    """Return the axis of a kernel that its input channels lie along, one for each."""
     params = op.equation.params
     if op.kind == "dot_general":
         (_, contracted), (_, batch) = params["dimension_numbers"]

@@ -50,7 +50,7 @@ def symmetric_grid(reach: ArrayLike, bits: int, *, narrow: bool) -> Grid:
 
 
 def affine_grid(least: ArrayLike, most: ArrayLike, bits: int) -> Grid:
-    """The grid of all levels from `least` to `most`, both moved to enclose 0.
+    """Return the grid of all levels from `least` to `most`, both moved to enclose 0.
 
     0 is on it, exactly: padding and ReLU need that.
 
@@ -72,7 +72,7 @@ def _safe(scale: Array) -> Array:
 def weight_grid(
     kernel: Float[Array, "..."], bits: int, axis: int | None = None
 ) -> Grid:
-    """The symmetric grid of a kernel's largest absolute value.
+    """Return the symmetric grid of a kernel's largest absolute value.
 
     Args:
       kernel: the weights.
@@ -83,7 +83,7 @@ def weight_grid(
 
 
 def reach(kernel: Float[Array, "..."], axis: int | None) -> Array:
-    """The largest absolute value, of all or along an axis (axes kept)."""
+    """Return the largest absolute value, of all or along an axis (axes kept)."""
     others = tuple(i for i in range(kernel.ndim) if axis is None or i != axis)
     size = jnp.abs(kernel.astype(jnp.float32))
     return jnp.max(size, others, keepdims=axis is not None)
@@ -101,7 +101,7 @@ def integers(x: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
 
 @jax.custom_vjp
 def fake_quant(x: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
-    """The nearest number of the grid, of the same type as `x`.
+    """Return the nearest number of the grid, of the same type as `x`.
 
     With scale s, zero point z and levels from l to h::
 
@@ -141,7 +141,7 @@ def _fake_backward(inside, g):
 
 
 def _inside(x: Array, grid: Grid) -> Array:
-    """Whether a number lies between the ends of the grid."""
+    """Return whether a number lies between the ends of the grid."""
     wide = x.astype(jnp.float32)
     least = (grid.low - grid.zero) * grid.scale
     most = (grid.high - grid.zero) * grid.scale

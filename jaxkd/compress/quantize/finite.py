@@ -33,7 +33,7 @@ def check(name: str, tree: Any) -> None:
 
 
 def _is_known(leaf: Any) -> bool:
-    """Whether the numbers are here to be looked at."""
+    """Return whether the numbers are here to be looked at."""
     if isinstance(leaf, jax.core.Tracer):
         return False
     here = getattr(

@@ -98,7 +98,7 @@ def fold(
 
 
 def _coarsest(graph: OpGraph) -> float:
-    """The largest epsilon of the types that a network computes in."""
+    """Return the largest epsilon of the types that a network computes in."""
     types = {aval.dtype for aval in graph.avals}
     return max(
         float(jnp.finfo(t).eps) for t in types if jnp.issubdtype(t, jnp.floating)
@@ -143,7 +143,7 @@ def unfolded(
 
 
 def _replaced(norms: dict[str, Norm], layers: set[str]) -> Callable[..., Any]:
-    """The interceptor that runs a folded network."""
+    """Return the interceptor that runs a folded network."""
 
     def call_folded(call, args, kwargs, context):
         module, path = context.module, "/".join(context.module.path)
@@ -181,7 +181,7 @@ def _affine(module: nn.BatchNorm, x: Array) -> Array:
 def _variables(
     norms: dict[str, Norm], params: Params, state: State
 ) -> tuple[Params, State]:
-    """The variables of the folded network."""
+    """Return the variables of the folded network."""
     params, state = _copied(params), _copied(state)
     for path, norm in norms.items():
         own = _tree.get(params, path) if norm.use_scale or norm.use_bias else {}
@@ -203,7 +203,7 @@ def _variables(
 
 
 def _copied(tree: Any) -> Any:
-    """The same leaves in dicts of their own."""
+    """Return the same leaves in dicts of their own."""
     if not isinstance(tree, dict):
         return tree
     return {key: _copied(branch) for key, branch in tree.items()}
@@ -217,7 +217,7 @@ def _insert(tree: dict[str, Any], path: str, leaf: Any) -> None:
 
 
 def _remove(tree: dict[str, Any], path: str) -> None:
-    """Takes a branch out, and the branches above it that are then empty."""
+    """Take a branch out, and the branches above it that are then empty."""
     first, _, rest = path.partition("/")
     if first not in tree:
         return

@@ -62,7 +62,7 @@ class OpGraph(NamedTuple):
 
 
 def trace(f: Callable[..., Any], *args: Any, whole: bool = False) -> OpGraph:
-    """The operations of `f(*args)`.
+    """Return the operations of `f(*args)`.
 
     Calls are replaced by what they call. Functions with derivatives of their own stay
     whole, unless they hold a convolution or a matrix product, whose fast derivatives
@@ -108,7 +108,7 @@ def _op(program: jaxpr.Program, step: jaxpr.Step) -> Op:
 
 
 def _opened(name: str, body: jaxpr.Program, whole: bool) -> bool:
-    """Whether to put the steps of a call in its place."""
+    """Return whether to put the steps of a call in its place."""
     if name not in jaxpr.CUSTOM:
         return True
     if _what(body) == "select":  # exporters know it as a maximum of windows
@@ -117,7 +117,7 @@ def _opened(name: str, body: jaxpr.Program, whole: bool) -> bool:
 
 
 def _names(program: jaxpr.Program) -> set[str]:
-    """The names of all primitives of a program, also inside its loops."""
+    """Return the names of all primitives of a program, also inside its loops."""
     inside = [_names(body) for step in program.steps for body in jaxpr.bodies(step)]
     return {step.name for step in program.steps}.union(*inside)
 
@@ -171,7 +171,7 @@ def _kind(program: jaxpr.Program, step: jaxpr.Step) -> str:
 
 
 def _what(body: jaxpr.Program) -> str | None:
-    """The kind of a function with a derivative of its own, if it has one."""
+    """Return the kind of a function with a derivative of its own, if it has one."""
     if len(body.steps) == 1 and _is_relu(body, body.steps[0]):
         return "relu"
     return "select" if _names(body) <= MOVES | {"max"} else None

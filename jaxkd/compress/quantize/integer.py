@@ -40,7 +40,7 @@ class Size(NamedTuple):
 def integer(
     net: Net, params: Params, state: State, config: Quantization
 ) -> tuple[Callable[[Any, Array], Array], Any]:
-    """The network with int8 kernels and int8 arithmetic, as JAX runs it.
+    """Return the network with int8 kernels and int8 arithmetic, as JAX runs it.
 
     A convolution or matrix product of the integers q = x / s + z of its inputs and w of
     its kernel, with scale t, is int8 times int8 summed in int32::
@@ -89,7 +89,7 @@ def integer(
 
 
 def size(net: Net, params: Params, state: State) -> Size:
-    """How many bytes the parameters take before and after quantization.
+    """Return how many bytes the parameters take before and after quantization.
 
     Args:
       net: from `quantized`.
@@ -120,7 +120,7 @@ class KernelBits(NamedTuple):
 def _kernels(
     net: Net, params: Params, state: State, known: list[KernelBits]
 ) -> dict[str, dict[str, Array]]:
-    """The integers of every quantized kernel and their scale, by name."""
+    """Return the integers of every quantized kernel and their scale, by name."""
     floats: dict[str, Array] = {}
     grids: dict[str, Grid] = {}
 
@@ -167,7 +167,7 @@ def _integers(held: dict[str, dict[str, Array]], context: Context) -> Arithmetic
 
 
 def _int32(op: Op, layer: str, weight: Weight | None, tensors: list[Tensor]) -> Array:
-    """A convolution or product, of integers where both sides are."""
+    """Return a convolution or product, of integers where both sides are."""
     if weight is None:
         return plainly(op, layer, weight, tensors)
     tensors = list(tensors)
@@ -192,7 +192,7 @@ def _int32(op: Op, layer: str, weight: Weight | None, tensors: list[Tensor]) -> 
 
 
 def _conv(op: Op, x: Array, kernel: Array, zero: Array) -> tuple[Array, int]:
-    """The sums in int32, and their axis of channels."""
+    """Return the sums in int32, and their axis of channels."""
     p = op.equation.params
     numbers = p["dimension_numbers"]
     around = [(0, 0, 0)] * x.ndim

@@ -59,17 +59,17 @@ class ParameterView(NamedTuple):
 
 
 def makers(graph: OpGraph) -> dict[int, int]:
-    """The number of the operation that made a value."""
+    """Return the number of the operation that made a value."""
     return {value: n for n, op in enumerate(graph.ops) for value in op.outputs}
 
 
 def position(op: Op, live: set[int]) -> int | None:
-    """Which operand of a product is its kernel; None between two activations."""
+    """Return which operand of a product is its kernel; None between two activations."""
     return next((i for i in (1, 0) if op.inputs[i] not in live), None)
 
 
 def view(graph: OpGraph, made: dict[int, int], value: int) -> ParameterView:
-    """Follows a value back to the parameter, or the result, that it is a view of."""
+    """Follow a value back to the parameter, or the result, that it is a view of."""
     steps: list[Any] = []
     while value in made and graph.ops[made[value]].kind in VIEWS:
         op = graph.ops[made[value]]
@@ -96,7 +96,7 @@ def _content(graph: OpGraph, value: int) -> Any:
 
 
 def channels(op: Op, position: int) -> int | None:
-    """The axis of a kernel that the output channels lie along, if it is one."""
+    """Return the axis of a kernel that the output channels lie along, if it is one."""
     numbers = op.equation.params["dimension_numbers"]
     if op.kind == "conv_general_dilated":
         return numbers.rhs_spec[0] if position == 1 else None
@@ -164,14 +164,14 @@ def with_bias(
 
 
 def unspread(graph: OpGraph, made: dict[int, int], value: int) -> int:
-    """The value that another is a spread or reshaped copy of."""
+    """Return the value that another is a spread or reshaped copy of."""
     while value in made and graph.ops[made[value]].kind in SPREAD:
         value = graph.ops[made[value]].inputs[0]
     return value
 
 
 def _path(graph: OpGraph, value: int) -> str | None:
-    """The path of the parameter that a value is, or None."""
+    """Return the path of the parameter that a value is, or None."""
     if value not in graph.inputs:
         return None
     place, _, path = graph.paths[graph.inputs.index(value)].partition("/")

@@ -6,7 +6,7 @@ where ":", "." or "%" is part of a module's name it is percent-encoded.
 
 
 def use(path: str, n: int) -> str:
-    """The name of the n-th use of a path, from 0.
+    """Return the name of the n-th use of a path, from 0.
 
     >>> use("block/fc", 0), use("block/fc", 1), use("fc:1", 0)
     ('block/fc', 'block/fc:1', 'fc%3A1')
@@ -16,7 +16,7 @@ def use(path: str, n: int) -> str:
 
 
 def part(name: str, what: str, n: int = 0) -> str:
-    """The name of something that belongs to the layer of this name.
+    """Return the name of something that belongs to the layer of this name.
 
     >>> part("block/fc", "input"), part("block/fc:1", "input", 1)
     ('block/fc:input', 'block/fc:1:input:1')
@@ -28,7 +28,7 @@ IMAGE = part("", "input")  # the input of the whole network
 
 
 def key(name: str) -> str:
-    """A name as a key of nested variables, without "/".
+    """Return a name as a key of nested variables, without "/".
 
     >>> key("block/fc:1"), key("block/fc.1")
     ('block.fc:1', 'block.fc%2E1')

@@ -170,7 +170,7 @@ def _planned(
     *,
     train: bool,
 ) -> tuple[OpGraph, QuantizationPlan]:
-    """The graph of a call, and what of it is quantized."""
+    """Return the graph of a call, and what of it is quantized."""
 
     def call(params, state, x, key):
         return net.apply(params, state, x, train=train, key=key)
@@ -183,7 +183,7 @@ def _planned(
 
 
 def _no_statistics(state: State) -> None:
-    """Refuses BatchNorm's; others in the same collection (SpectralNorm's) may stay."""
+    """Refuse BatchNorm's; others in the same collection (SpectralNorm's) may stay."""
     found = [
         path
         for path in _tree.flatten(state.get("batch_stats", {}))
@@ -197,7 +197,7 @@ def _no_statistics(state: State) -> None:
 
 
 def _loops(graph: OpGraph) -> dict[str, str]:
-    """The paths of the loops that hold layers, and in words what they hold."""
+    """Return the paths of the loops that hold layers, and in words what they hold."""
     found: dict[str, str] = {}
     for op in graph.ops:
         if op.kind in ("scan", "while", "cond") and (inner := layers_inside(op)):
@@ -209,7 +209,7 @@ def _loops(graph: OpGraph) -> dict[str, str]:
 
 
 def _no_layers_in_loops(loops: dict[str, str], config: Quantization) -> None:
-    """Refuses loops that hold layers and are not left in floats."""
+    """Refuse loops that hold layers and are not left in floats."""
     for path, held in loops.items():
         if bits_of(config, path).weights is not None:
             raise ValueError(
@@ -240,7 +240,7 @@ def faked(context: Context) -> Arithmetic:
 
 
 def fake_activation(context: Context, point: QuantizedTensor, x: Array) -> Tensor:
-    """An activation on its grid."""
+    """Return an activation on its grid."""
     grid = activation_grid(context, point, x)
     steps = context.steps.get("activations", {})
     if key(point.name) not in steps:
@@ -250,7 +250,7 @@ def fake_activation(context: Context, point: QuantizedTensor, x: Array) -> Tenso
 
 
 def activation_grid(context: Context, point: QuantizedTensor, x: Array) -> Any:
-    """The grid of an activation: of this batch, or as remembered."""
+    """Return the grid of an activation: of this batch, or as remembered."""
     config = context.config
     if config.activation == "dynamic":
         ends = ranges.measure(x, config, point.bits)
@@ -275,7 +275,7 @@ def _moved(context, memory, point, x):
 def fake_weight(
     context: Context, weight: Weight, kernel: Array, x: Tensor, bias: Array | None
 ) -> Tensor:
-    """A kernel on its grid, measured now or learned.
+    """Return a kernel on its grid, measured now or learned.
 
     Args:
       context: of the call.
@@ -302,7 +302,7 @@ def _axis(context: Context, weight: Weight) -> int | None:
 
 
 def _least_scale(x: Tensor, bias: Array | None, rank: int, axis: int | None) -> Any:
-    """The least scale t of a kernel with which the bias b fits in 32 bits.
+    """Return the least scale t of a kernel with which the bias b fits in 32 bits.
 
     A device adds round(b / (s t)) to the sums, with the scale s of what the kernel is
     multiplied with. Half of the range is left for the sums::

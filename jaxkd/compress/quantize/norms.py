@@ -40,7 +40,7 @@ class Norm(NamedTuple):
 def batch_norms(
     net: Net, params: Params, state: State, image_shape: tuple[int, ...]
 ) -> tuple[OpGraph, dict[str, Norm]]:
-    """The traced network, and every BatchNorm by its path."""
+    """Return the traced network, and every BatchNorm by its path."""
     modules: dict[str, nn.BatchNorm] = {}
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with _marked(modules):
@@ -65,7 +65,7 @@ def batch_norms(
 
 
 def is_call(context: Any, *kinds: type) -> bool:
-    """Whether an intercepted method is the call of a module of these kinds."""
+    """Return whether an intercepted method is the call of a module of these kinds."""
     return context.method_name == "__call__" and isinstance(context.module, kinds)
 
 

@@ -105,7 +105,7 @@ class _Reading:
 def plan(
     graph: OpGraph, image: int, logits: int, config: Quantization
 ) -> QuantizationPlan:
-    """Decides what a graph's quantized values are.
+    """Decide what a graph's quantized values are.
 
     A layer is a convolution or a matrix product, or another operation that integer
     kernels exist for: a sum of two tensors, a mean over positions, a concatenation.
@@ -175,7 +175,7 @@ def _read(graph: OpGraph, image: int, logits: int, config: Quantization) -> _Rea
 
 
 def _place(r: _Reading, number: int, op: Op) -> None:
-    """Finds out what one operation is."""
+    """Find out what one operation is."""
     inputs = [v for v in op.inputs if v in r.live]
     roots = {r.origin.get(v, v) for v in inputs}
     if not all(_is_real(r, v) for v in (*inputs, *op.outputs)):
@@ -198,7 +198,7 @@ def _is_real(r: _Reading, value: int) -> bool:
 
 
 def _moves(r: _Reading, op: Op, inputs: list[int]) -> bool:
-    """Whether the results lie on the grid of what is read."""
+    """Return whether the results lie on the grid of what is read."""
     if op.kind == "max":
         return len(inputs) == len(op.inputs)
     if op.kind == "pad":
@@ -207,7 +207,7 @@ def _moves(r: _Reading, op: Op, inputs: list[int]) -> bool:
 
 
 def _layer(r: _Reading, number: int, op: Op, inputs: list[int]) -> None:
-    """Puts a layer down: its name, its bits, its kernel and what it reads."""
+    """Put a layer down: its name, its bits, its kernel and what it reads."""
     place = kernels.position(op, r.live) if op.kind in LINEAR else None
     if place is not None:
         seen = kernels.view(r.graph, r.makers, op.inputs[place])
@@ -233,7 +233,7 @@ def _layer(r: _Reading, number: int, op: Op, inputs: list[int]) -> None:
 
 
 def _biased(r: _Reading, number: int, weight: Weight) -> Weight:
-    """A weight with its bias: what the next operation adds to the product."""
+    """Return a weight with its bias: what the next operation adds to the product."""
     (product,) = r.graph.ops[number].outputs
     if not _continues(r, product):
         return weight
@@ -245,7 +245,7 @@ def _biased(r: _Reading, number: int, weight: Weight) -> Weight:
 
 
 def _floats(r: _Reading) -> tuple[str, ...]:
-    """The operations on floats, each kind once for each module."""
+    """Return the operations on floats, each kind once for each module."""
     found = (
         f"{op.kind} at {op.scope or 'the top'!r}"
         for op in r.graph.ops
@@ -255,7 +255,7 @@ def _floats(r: _Reading) -> tuple[str, ...]:
 
 
 def _integer(r: _Reading, op: Op, inputs: list[int], roots: set[int]) -> bool:
-    """Whether integer kernels exist for an operation."""
+    """Return whether integer kernels exist for an operation."""
     shapes = [r.graph.avals[v].shape for v in inputs]
     if roots & r.floats:
         return False
@@ -283,7 +283,7 @@ def _is_gate(r: _Reading, op: Op, inputs: list[int]) -> bool:
 
 
 def _continues(r: _Reading, value: int) -> bool:
-    """Whether the one reader of a value belongs to the layer that made it."""
+    """Return whether the one reader of a value belongs to the layer that made it."""
     readers = r.readers.get(value, [])
     if len(readers) != 1 or readers[0] < 0:
         return False
@@ -305,7 +305,7 @@ def _continues(r: _Reading, value: int) -> bool:
 
 
 def _is_number(r: _Reading, maker: Op, value: int, op: Op) -> bool:
-    """Whether one number is added to all channels of a product that has no bias.
+    """Return whether one number is added to all channels of a product that has no bias.
 
     Converters would take it for a bias, whose integer differs from channel to channel.
     """
@@ -318,7 +318,7 @@ def _is_number(r: _Reading, maker: Op, value: int, op: Op) -> bool:
 
 
 def _is_mean(r: _Reading, value: int, reader: int) -> bool:
-    """Whether an operation divides a sum by the number of its summands."""
+    """Return whether an operation divides a sum by the number of its summands."""
     op = r.graph.ops[reader]
     if sum(v in r.live for v in op.inputs) != 1:
         return False

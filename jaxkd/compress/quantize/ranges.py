@@ -20,7 +20,7 @@ RATIOS = 46  # parts of the whole range that "mse" tries, from 1/10 to 1
 
 
 def empty(config: Quantization) -> Range:
-    """The memory of a tensor that nobody has seen."""
+    """Return the memory of a tensor that nobody has seen."""
     count = jnp.zeros((), jnp.int32)
     ends = jnp.zeros((config.window,) if config.estimator == "window_max" else ())
     return {"low": ends, "high": ends, "count": count}
@@ -29,7 +29,7 @@ def empty(config: Quantization) -> Range:
 def measure(
     x: Float[Array, "..."], config: Quantization, bits: int
 ) -> tuple[Array, Array]:
-    """The ends of a batch's range, as the estimator sees it.
+    """Return the ends of a batch's range, as the estimator sees it.
 
     Args:
       x: a tensor, of any shape.
@@ -72,7 +72,7 @@ def _percentile(x, config):
 
 
 def _least_error(x, low, high, config, bits):
-    """The range, shrunk towards 0, whose grid is nearest to the numbers."""
+    """Return the range, shrunk towards 0, whose grid is nearest to the numbers."""
     ratios = jnp.linspace(1.0, 0.1, RATIOS)
 
     def error(ratio):
@@ -84,7 +84,7 @@ def _least_error(x, low, high, config, bits):
 
 
 def move(memory: Range, ends: tuple[Array, Array], config: Quantization) -> Range:
-    """The memory after one more batch, of these ends.
+    """Return the memory after one more batch, of these ends.
 
     A moving average with decay d starts as a plain mean: after n batches the newest
     counts max(1 - d, 1 / n), so that no made-up start has to be forgotten.
@@ -113,7 +113,7 @@ def move(memory: Range, ends: tuple[Array, Array], config: Quantization) -> Rang
 
 
 def read(memory: Range, config: Quantization) -> tuple[Array, Array]:
-    """The ends that are remembered; of nothing seen, 0 and 0."""
+    """Return the ends that are remembered; of nothing seen, 0 and 0."""
     low, high = memory["low"], memory["high"]
     if config.estimator == "window_max":
         seen = jnp.arange(config.window) < memory["count"]
@@ -125,7 +125,7 @@ def read(memory: Range, config: Quantization) -> tuple[Array, Array]:
 
 
 def grid(low: Array, high: Array, config: Quantization, bits: int) -> Grid:
-    """The grid of activations between these ends."""
+    """Return the grid of activations between these ends."""
     if config.symmetric:
         reach = jnp.maximum(jnp.abs(low), jnp.abs(high))
         return symmetric_grid(reach, bits, narrow=False)

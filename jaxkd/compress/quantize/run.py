@@ -23,12 +23,12 @@ class Tensor(NamedTuple):
 
 
 def real_activation(point: QuantizedTensor, x: Array) -> Tensor:
-    """The activation in floats."""
+    """Return the activation in floats."""
     return Tensor(x)
 
 
 def real_weight(w: Weight, kernel: Array, x: Tensor, bias: Array | None) -> Tensor:
-    """The kernel in floats."""
+    """Return the kernel in floats."""
     return Tensor(kernel)
 
 
@@ -43,7 +43,7 @@ def untouched(point: QuantizedTensor, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def plainly(op: Op, layer: str, weight: Weight | None, tensors: list[Tensor]) -> Array:
-    """The operation on the values as they are."""
+    """Return the operation on the values as they are."""
     return evaluate(op, *(t.value for t in tensors))[0]
 
 
@@ -74,7 +74,7 @@ class Arithmetic(NamedTuple):
 def run(
     graph: OpGraph, plan: QuantizationPlan, args: list[Any], arithmetic: Arithmetic
 ) -> Any:
-    """The results of a graph, every planned tensor quantized.
+    """Return the results of a graph, every planned tensor quantized.
 
     Args:
       graph: from `graph.trace`.
@@ -130,7 +130,7 @@ def _tiles(graph: OpGraph) -> set[int]:
 
 
 def _fixed(op: Op, tensors: list[Tensor], arithmetic: Arithmetic) -> list[Array]:
-    """The results of an operation that does not depend on the image."""
+    """Return the results of an operation that does not depend on the image."""
     # A batch of symbolic size has no value yet.
     sizes = [n for v in op.equation.outvars for n in getattr(v.aval, "shape", ())]
     now = arithmetic.now and all(isinstance(n, int) for n in sizes)

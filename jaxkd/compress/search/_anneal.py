@@ -153,7 +153,7 @@ def anneal(
 def accepts(
     reward: float, current: float | None, temperature: float, chance: float
 ) -> bool:
-    """Whether a reward replaces the current one, by Metropolis' rule.
+    """Return whether a reward replaces the current one, by Metropolis' rule.
 
     Example:
       >>> accepts(0.5, 0.6, 0.1, 0.36), accepts(0.5, 0.6, 0.1, 0.37)  # exp(-1) = .368
@@ -167,7 +167,7 @@ def accepts(
 
 
 def _counted(state: AnnealState, reward: float) -> AnnealState:
-    """The running mean and deviation, by Welford's recurrence."""
+    """Return the running mean and deviation, by Welford's recurrence."""
     n = state.observed + 1
     mean = state.mean + (reward - state.mean) / n
     squares = state.squares + (reward - state.mean) * (reward - mean)

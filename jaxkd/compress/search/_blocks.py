@@ -55,7 +55,7 @@ class Whole(NamedTuple):
 def taken_apart(
     net: Net, image_shape: tuple[int, ...], known: dict[str, Block]
 ) -> Whole:
-    """Finds the blocks of a network, and adds to `known` those that are new.
+    """Find the blocks of a network, and add to `known` those that are new.
 
     A network that is not of linen, or that calls no modules, has none: its cost is
     that of what joins them.
@@ -100,7 +100,7 @@ def taken_apart(
 
 
 def _block(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Block:
-    """Traces a module by itself, with its variables' initialisation."""
+    """Trace a module by itself, with its variables' initialisation."""
     alone = module.clone(parent=None, name=None)
     inputs = tuple(_shape(a) for a in args if _is_array(a))
     traced = []
@@ -136,7 +136,7 @@ def _shape(value: Any) -> Any:
 
 
 def _key(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> str:
-    """The configuration of a module and the shapes of its inputs, in words."""
+    """Return the configuration of a module and the shapes of its inputs, in words."""
     told = [*args, *(kwargs[name] for name in sorted(kwargs))]
     return f"{_described(module)} of {', '.join(map(_described, told))}"
 

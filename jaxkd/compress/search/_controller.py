@@ -34,7 +34,7 @@ class Controller(NamedTuple):
 
 
 def anything(tokens: Tokens) -> bool:
-    """The limit that allows all tokens."""
+    """Return the limit that allows all tokens."""
     return True
 
 
@@ -44,7 +44,7 @@ def draws(seed: int, step: int, purpose: int) -> np.random.Generator:
 
 
 def check_choices(choices: Sequence[int]) -> Tokens:
-    """How many choices each position has, as a tuple of whole numbers >= 1."""
+    """Return how many choices each position has, as a tuple of whole numbers >= 1."""
     choices = tuple(choices)
     if not choices:
         raise ValueError("choices must have at least one position, got none")
@@ -74,7 +74,7 @@ def check_tokens(name: str, tokens: Sequence[int], choices: Tokens) -> Tokens:
 def neighbour(
     rng: np.random.Generator, tokens: Sequence[int], choices: Tokens, feasible: Feasible
 ) -> Tokens:
-    """Changes one position, drawn uniformly, to another of its choices, likewise.
+    """Change one position, drawn uniformly, to another of its choices, likewise.
 
     The result is distributed as if draws were repeated until one is feasible; but none
     is made twice, so that it ends, and fails only if there is no answer.

@@ -50,7 +50,7 @@ class Course(NamedTuple):
 def short_training(
     space: Space, course: Course, *, epochs: int, seeds: int = 1, first_seed: int = 0
 ) -> Callable[[Tokens], dict[str, Any]]:
-    """Builds the evaluator that trains a candidate for a few epochs.
+    """Build the evaluator that trains a candidate for a few epochs.
 
     One compiled program makes the variables, trains and measures; the data are its
     arguments, on the device once for the whole search. With a teacher in the course it
@@ -117,7 +117,7 @@ def once(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def key_of(seed: int) -> Array:
-    """The key of one training.
+    """Return the key of one training.
 
     Its generator is compiled in a quarter of the default one's time; half of what a
     small network takes to compile is the drawing of its weights. The streams of its
@@ -127,7 +127,7 @@ def key_of(seed: int) -> Array:
 
 
 def training_program(net: Net, course: Course, epochs: int) -> Callable[..., Any]:
-    """The whole training of a candidate as a pure function, to be compiled once.
+    """Return the whole training of a candidate as a pure function, to be compiled once.
 
     Returns:
       `(keys, teacher_variables, resident, held_out) -> (accuracy [seeds],

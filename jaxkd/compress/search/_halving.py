@@ -35,7 +35,7 @@ def successive_halving(
     settings: dict[str, Any] | None = None,
     feasible: Feasible = anything,
 ) -> list[Rung]:
-    """Keeps the best 1/eta of the candidates and gives those eta times the effort.
+    """Keep the best 1/eta of the candidates and give those eta times the effort.
 
     Of n candidates, n / eta^k (rounded down, at least one) are evaluated in round k
     with an effort of least * eta^k, until one is left. Each round costs about the same.
@@ -101,7 +101,7 @@ class Position(NamedTuple):
 
 
 def in_order(candidates: Sequence[Tokens]) -> Controller:
-    """The controller that proposes these candidates one after another.
+    """Return the controller that proposes these candidates one after another.
 
     After the last it starts anew, so that its search ends with a budget of their
     number.

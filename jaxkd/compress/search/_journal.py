@@ -15,7 +15,7 @@ VERSION = 1
 
 
 def header(settings: Mapping[str, Any]) -> Line:
-    """The first line: what identifies the search, and a hash of it.
+    """Return the first line: what identifies the search, and a hash of it.
 
     Raises:
       ValueError: if JSON cannot hold the settings.
@@ -29,7 +29,7 @@ def header(settings: Mapping[str, Any]) -> Line:
 
 
 def read(path: str | os.PathLike) -> tuple[Line | None, list[Line]]:
-    """The header and the results of a journal; a torn last line is left out.
+    """Return the header and the results of a journal; a torn last line is left out.
 
     Returns:
       The header, None if the file is empty or holds but a part of one, and the results.
@@ -42,7 +42,7 @@ def read(path: str | os.PathLike) -> tuple[Line | None, list[Line]]:
 
 
 def _parse(path: pathlib.Path) -> tuple[list[Line], int]:
-    """The complete lines, and how many bytes they are."""
+    """Return the complete lines, and how many bytes they are."""
     lines, end = store.read_lines(path)
     for number, line in enumerate(lines, start=1):
         if ("journal" if number == 1 else "tokens") not in line:
@@ -56,7 +56,7 @@ def _parse(path: pathlib.Path) -> tuple[list[Line], int]:
 def opened(
     path: str | os.PathLike | None, settings: Mapping[str, Any]
 ) -> Iterator[tuple[list[Line], Callable[[Line], None]]]:
-    """Opens a journal to go on with it, or starts it; None keeps none.
+    """Open a journal to go on with it, or start it; None keeps none.
 
     A torn last line, of a search that was killed while it wrote, is cut off.
 

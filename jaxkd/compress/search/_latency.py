@@ -51,7 +51,7 @@ def latency(
     measure: Stopwatch = xla_ms,
     file: str | os.PathLike | None = None,
 ) -> Measure:
-    """Builds the latency of a candidate: the sum of its blocks' times, in ms.
+    """Build the latency of a candidate: the sum of its blocks' times, in ms.
 
     The blocks are the modules that the outermost module of a network calls. Each
     configuration is measured when it first occurs, and then kept: a search over
@@ -125,7 +125,7 @@ def table_errors(
     *,
     measure: Stopwatch = xla_ms,
 ) -> TableError:
-    """Compares a latency table with whole networks on the same runtime.
+    """Compare a latency table with whole networks on the same runtime.
 
     Args:
       space: makes the networks.
@@ -154,7 +154,7 @@ def _forward(space: Space, tokens: Tokens, image_shape: tuple[int, ...]) -> Call
 
 
 def _stored(file: str | os.PathLike | None) -> dict[str, float]:
-    """The times in a file; a torn last line is cut off."""
+    """Return the times in a file; a torn last line is cut off."""
     if file is None or not pathlib.Path(file).exists():
         return {}
     path = pathlib.Path(file)

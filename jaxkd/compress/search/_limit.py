@@ -38,7 +38,7 @@ class Limit(NamedTuple):
         return descend(lambda tokens: -self.cost(tokens), middle, self.sizes)
 
     def feasible(self, tokens: Tokens) -> bool:
-        """Whether the tokens cost neither too much nor too little."""
+        """Return whether the tokens cost neither too much nor too little."""
         return self.least <= self.cost(tokens) <= self.most
 
     @property
@@ -101,7 +101,7 @@ def limit(
 
 
 def descend(cost: Measure, tokens: Tokens, sizes: Tokens) -> Tokens:
-    """Changes one position at a time to its cheapest choice, until none helps."""
+    """Change one position at a time to its cheapest choice, until none helps."""
     while True:
         before = tokens
         for place, n in enumerate(sizes):
@@ -153,7 +153,7 @@ def within(limit: Limit, tokens: Sequence[int], sizes: Sequence[int]) -> Tokens:
         if inside is None or inside in seen:  # past the band and back, for ever
             raise RuntimeError(
                 f"{tokens} costs {now}, outside the limit of {limit.least} to "
-                f"{limit.most}, and changing one token brings it no nearer: widen the limit"
+                f"{limit.most}, and changing one token brings it no nearer: widen it"
             )
         tokens = inside
     return tokens

@@ -31,7 +31,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """The same shape."""
+        """Return the same shape."""
         channels = x.shape[-1]
         s = nn.Dense(max(1, channels // SQUEEZE), name="squeeze")(global_mean(x))
         s = nn.Dense(channels, name="excite")(nn.relu(s))
@@ -69,7 +69,7 @@ class ConvNormRelu(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """The feature map."""
+        """Return the feature map."""
         x = conv(self.width, self.window, self.strides, name="conv")(x)
         return nn.relu(norm(self.train, name="norm")(x))
 
@@ -147,7 +147,7 @@ def mobilenet_space(classes: int, *, stem_strides: int = 1) -> Space:
 
 
 def mobilenet_base() -> dict[str, int]:
-    """The middle of `mobilenet_space`: expansion 6, kernel 3, with shortcuts."""
+    """Return the middle of `mobilenet_space`: expansion 6, kernel 3, with shortcuts."""
     usual: dict[str, int] = {}
     for i, widths in enumerate(WIDTHS, start=1):
         group = GroupChoices(6, widths[1], 2, 3, 1, 0)

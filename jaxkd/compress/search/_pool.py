@@ -16,7 +16,7 @@ _MINE: dict[str, Evaluate] = {}  # of this worker process: an evaluator cannot b
 
 
 def pool(make: Callable[[], Evaluate], workers: int) -> ProcessPoolExecutor:
-    """Starts processes that evaluate candidates, each with an evaluator of its own.
+    """Start processes that evaluate candidates, each with an evaluator of its own.
 
     Results are observed in the order of the proposals, so that the search is the same
     whichever process is faster::
@@ -44,7 +44,7 @@ def pool(make: Callable[[], Evaluate], workers: int) -> ProcessPoolExecutor:
 
 
 def in_pool(tokens: Tokens) -> Any:
-    """The evaluation of a candidate by the worker it was sent to."""
+    """Return the evaluation of a candidate by the worker it was sent to."""
     if "evaluate" not in _MINE:
         raise RuntimeError(
             "in_pool was called outside of the processes of `pool`: it is the "

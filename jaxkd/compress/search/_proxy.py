@@ -55,7 +55,7 @@ def synflow(
 
 
 def naswot(codes: Sequence[Float[Array, "batch *features"]]) -> Array:
-    """How differently a network's ReLUs treat the images of a batch.
+    """Return how differently a network's ReLUs treat the images of a batch.
 
     With c_i the binary code of image i (which of N units are positive) and h the
     Hamming distance::
@@ -87,7 +87,7 @@ def proxy(
     taps: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Callable[[Tokens], dict[str, Any]]:
-    """Builds the evaluator that scores candidates without training them.
+    """Build the evaluator that scores candidates without training them.
 
     Both scores grow with the network, so that a limit decides much of the answer: they
     are for sorting out, not for choosing.

@@ -29,7 +29,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """The first feature map."""
+        """Return the first feature map."""
         x = conv(self.width, 3, self.strides, name="conv")(x)
         return nn.relu(norm(self.train, name="norm")(x))
 
@@ -155,7 +155,7 @@ def resnet_space(
 def resnet_base(
     space: Space, widths: Sequence[int] = (16, 16, 32, 64), *, blocks: int | None = None
 ) -> dict[str, Any]:
-    """The values of the usual network of `resnet_space`.
+    """Return the values of the usual network of `resnet_space`.
 
     Args:
       space: from `resnet_space`.

@@ -49,7 +49,7 @@ def run(
     repeats: int = 1000,
     progress: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
-    """Searches until `budget` different candidates have been evaluated.
+    """Search until `budget` different candidates have been evaluated.
 
     Every result is on the disk before the next candidate is proposed. A search that is
     started again with the same arguments takes the journal's results instead of
@@ -152,7 +152,7 @@ class _Sequence(NamedTuple):
             self.running[self.executor.submit(timed, self.evaluate, tokens)] = tokens
 
     def wait_for(self, tokens: Tokens | None) -> Any:
-        """The trial of a candidate; None waits for all that is under way.
+        """Return the trial of a candidate; None waits for all that is under way.
 
         Whatever ends meanwhile is written down at once, also if something else failed.
         """
@@ -202,7 +202,7 @@ def timed(evaluate: Evaluate, tokens: Tokens) -> tuple[Any, str, float]:
 
 
 def _line(trial: Trial) -> journals.Line:
-    """A trial for the journal; JSON has no -inf."""
+    """Return a trial for the journal; JSON has no -inf."""
     line = trial._asdict()
     if not trial.error:
         del line["error"]

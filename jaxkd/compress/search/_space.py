@@ -52,7 +52,7 @@ class Space(NamedTuple):
         return {"space": self.name, "names": dict(self.choices)}
 
     def values(self, tokens: Sequence[int]) -> dict[str, Any]:
-        """The chosen value at each position, by name.
+        """Return the chosen value at each position, by name.
 
         Example:
           >>> Space("s", {"width": (8, 16), "kernel": (3, 5)}, None).values((1, 0))
@@ -63,7 +63,7 @@ class Space(NamedTuple):
         return {name: values[token] for (name, values), token in pairs}
 
     def tokens(self, **values: Any) -> Tokens:
-        """The tokens of these values.
+        """Return the tokens of these values.
 
         Raises:
           KeyError: if a name is unknown or missing.
@@ -86,5 +86,5 @@ class Space(NamedTuple):
         )
 
     def net(self, tokens: Sequence[int]) -> Net:
-        """The network of these tokens."""
+        """Return the network of these tokens."""
         return self.build(**self.values(tokens))

@@ -172,7 +172,7 @@ def _read_torch(path: pathlib.Path) -> Arrays:
 
 
 def _unwrapped(tree: Any, path: pathlib.Path) -> Arrays:
-    """The state dict in what was saved, without the names of wrappers."""
+    """Return the state dict in what was saved, without the names of wrappers."""
     while isinstance(tree, Mapping):
         found = {k: v for k, v in tree.items() if isinstance(v, np.ndarray)}
         inner = [k for k in WRAPPERS if isinstance(tree.get(k), Mapping)]
@@ -198,7 +198,7 @@ def _without_prefixes(arrays: Arrays) -> Arrays:
 
 
 def _read_sharded(path: pathlib.Path) -> Arrays:
-    """The files that an index names, all of them beside it."""
+    """Return the files that an index names, all of them beside it."""
     places = store.read_json(path, "it must map names to files").get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{path} has no weight_map from names to files")
@@ -236,7 +236,7 @@ def _orbax_folder(path: pathlib.Path) -> pathlib.Path:
 
 
 def _arrays(tree: Any, path: pathlib.Path) -> Arrays:
-    """The arrays of nested dicts, by their keys joined with "/"."""
+    """Return the arrays of nested dicts, by their keys joined with "/"."""
     leaves = _tree.flatten(tree)
     found = {name: a for name, a in leaves.items() if hasattr(a, "dtype")}
     if not found:

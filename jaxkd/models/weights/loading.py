@@ -48,7 +48,7 @@ class _Match(NamedTuple):
     places: Mapping[str, Place]
 
     def known(self, arrays: formats.Arrays) -> int:
-        """How many leaves a file has under these names."""
+        """Return how many leaves a file has under these names."""
         return sum({*p.names} <= {*arrays} for p in self.places.values())
 
 
@@ -139,7 +139,7 @@ def _shapes_of(net, classes, image_shape):
 
 
 def _choose(made, arrays, source, path) -> _Match:
-    """The names that fit the network and most of the file."""
+    """Return the names that fit the network and most of the file."""
     shapes = {at: leaf.shape for at, leaf in _tree.flatten(made[1]).items()}
     matches = ways(shapes, source)
     best = max(matches, key=lambda match: match.known(arrays), default=None)
@@ -268,7 +268,7 @@ def _refuse(report, match, arrays, path, head) -> None:
 
 
 def _looks_like(arrays: formats.Arrays) -> str:
-    """The families whose tables know all names of a file, in words."""
+    """Return the families whose tables know all names of a file, in words."""
     shares = {table.name: rules.recognised(table, arrays) for table in TABLES}
     best = max(shares.values())
     near = [name for name, share in shares.items() if share == best]

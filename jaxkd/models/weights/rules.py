@@ -157,7 +157,7 @@ def recognised(table: Table, names: Iterable[str]) -> float:
 
 
 def ignored(table: Table | None, name: str) -> bool:
-    """Whether an array in a file is nothing to learn."""
+    """Return whether an array in a file is nothing to learn."""
     own = table.ignored if table else ""
     return name.endswith(TRACKED) or bool(own and re.search(own, name))
 
@@ -202,7 +202,7 @@ def numbers(
 
 
 def _block(layer: str) -> tuple[int, int] | None:
-    """The numbers of a layer's stage (0 is the stem) and of its block in it."""
+    """Return the numbers of a layer's stage (0 is the stem) and of its block in it."""
     if match := re.fullmatch(r"stem_(?:conv|norm)(\d+)", layer):
         return 0, int(match[1])
     match = re.match(r"stage(\d+)_(?:block|conv|norm)(\d*)(?:/|$)", layer)

@@ -103,7 +103,7 @@ class View(NamedTuple):
 
 
 def _view(storage, offset, shape, strides, *_) -> View:
-    """What `torch._utils._rebuild_tensor_v2` is called with."""
+    """Return what `torch._utils._rebuild_tensor_v2` is called with."""
     whole = all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides))
     if not isinstance(storage, Storage) or len(shape) != len(strides) or not whole:
         raise ValueError(
@@ -260,7 +260,7 @@ def _views(tree: Any) -> list[View]:
 
 
 def _filled(tree: Any, numbers: Callable[[Storage], np.ndarray]) -> Any:
-    """The tree with arrays for views; each storage is read once."""
+    """Return the tree with arrays for views; each storage is read once."""
     cache: dict[str, np.ndarray] = {}
 
     def array(view: View) -> np.ndarray:
@@ -291,7 +291,7 @@ def _filled(tree: Any, numbers: Callable[[Storage], np.ndarray]) -> Any:
 
 
 def _walk(tree: Any, change: Callable[[View], Any]) -> Any:
-    """The containers of a tree anew, with `change` of its views."""
+    """Return the containers of a tree anew, with `change` of its views."""
     if isinstance(tree, View):
         return change(tree)
     if isinstance(tree, Mapping):

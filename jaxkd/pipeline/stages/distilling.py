@@ -151,7 +151,7 @@ def _check_recipe(stage: Distill) -> None:
 
 
 def _wanted(default: Any) -> str:
-    """What an option must be, told by its default."""
+    """Return what an option must be, told by its default."""
     kinds = {bool: "true or false", str: "text", int: "a whole number"}
     return kinds.get(type(default), "a number")
 
@@ -174,7 +174,7 @@ def _teacher(stage: Distill, job: Job) -> recipes.Trained | None:
 
 
 def _recipe(stage: Distill, job: Job) -> tuple[recipes.Recipe, tuple[Step, ...]]:
-    """The recipe, and the model's steps if it extends the network.
+    """Return the recipe, and the model's steps if it extends the network.
 
     Raises:
       ValueError: if it does not fit the networks, naming the recipe.
@@ -218,7 +218,7 @@ def _recipe(stage: Distill, job: Job) -> tuple[recipes.Recipe, tuple[Step, ...]]
 
 
 def _step(stage: Distill, job: Job) -> Step:
-    """What is written down of a recipe that extends the network."""
+    """Return what is written down of a recipe that extends the network."""
     (name,) = stage.names("teacher")
     teacher = job.models[name]
     about = {

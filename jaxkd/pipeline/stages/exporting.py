@@ -65,7 +65,7 @@ class Export(Stage, frozen=True, kw_only=True, tag="export", tag_field="kind"):
         return after
 
     def run(self, job: Job) -> Made:
-        """Writes the files and measures each on the test images."""
+        """Write the files and measure each on the test images."""
         held = job.models[self.model]
         folder = job.folder / "files"
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class Export(Stage, frozen=True, kw_only=True, tag="export", tag_field="kind"):
         return Made(held, [row], files=tuple(files))
 
     def rehearse(self, job: Job) -> Held:
-        """Traces the network on a batch of the files."""
+        """Trace the network on a batch of the files."""
         held, shape = job.models[self.model], job.world.image_shape
         images = jax.ShapeDtypeStruct((self.batch or 1, *shape), jnp.float32)
         forward = lambda params, state, x: held.net.apply(
@@ -111,7 +111,7 @@ def write(
     batch: int = 1,
     latency: bool = True,
 ) -> list[dict[str, Any]]:
-    """Writes a model in some formats; what `results.json` says of each file.
+    """Write a model in some formats; what `results.json` says of each file.
 
     The same is written beside the files, as NAME.files.json, for `verify` and
     `foreign`. Files that have these names already are replaced.
@@ -172,7 +172,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]] | None:
 
 
 def recorded(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The records of a folder, and the files that are as `write` left them."""
+    """Return the records of a folder, and the files that are as `write` left them."""
     found = []
     for record in sorted(folder.glob(f"*{RECORD}")):
         rows = _rows(record)

@@ -69,5 +69,5 @@ class Made(NamedTuple):
 
 
 def row_of(stage: Stage) -> dict[str, Any]:
-    """How each row of a stage begins."""
+    """Return how each row of a stage begins."""
     return {"stage": stage.name, "kind": stage.kind, "model": stage.model}

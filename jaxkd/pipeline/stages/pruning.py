@@ -98,7 +98,7 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
         return Made(pruned, [row])
 
     def rehearse(self, job: Job) -> Held:
-        """Finds the groups and whether the target can be met; widths stay."""
+        """Find the groups and whether the target can be met; widths stay."""
         held = job.models[self.model]
         plan, _ = _plan(self, held, job)
         memory.traced(
@@ -166,7 +166,7 @@ def _gradient(stage: Prune, job: Job, held: Held) -> Any:
 def _chosen(
     stage: Prune, job: Job, plan: prune.Plan, target: prune.Target, held: Held
 ) -> np.ndarray:
-    """The units that go. Accuracies are those on the validation images."""
+    """Return the units that go. Accuracies are those on the validation images."""
     scores = _scores(stage, job, plan, held)
     if stage.method == "uniform":
         return prune.uniform(plan, scores, target)

@@ -19,14 +19,14 @@ BATCH = 64  # images in a calibrating pass
 
 
 def _fold(net: Any, step: Step, origin: Origin) -> Net:
-    """Folds BatchNorm, told by the shapes of the variables before."""
+    """Fold BatchNorm, told by the shapes of the variables before."""
     zeros = networks.zeros(step["shapes"])
     net, *_ = quantize.fold(net, *zeros, origin.image_shape)
     return net
 
 
 def _quantize(net: Any, step: Step, origin: Origin) -> Net:
-    """Quantizes with the fields of `Quantization`."""
+    """Quantize with the fields of `Quantization`."""
     how = networks.quantization(step["how"])
     net, *_ = quantize.quantized(
         net, origin.params, origin.state, how, origin.image_shape
@@ -89,7 +89,7 @@ class Quantize(Taught, frozen=True, kw_only=True, tag="quantize", tag_field="kin
         return Made(Held(net, params, state, recipe), rows, self.epochs)
 
     def rehearse(self, job: Job) -> Held:
-        """Folds and quantizes zeros of the model's shapes; traces an epoch."""
+        """Fold and quantize zeros of the model's shapes; trace an epoch."""
         held = job.models[self.model]
         zeros = jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype), held.params)
         state = jax.tree.map(lambda a: jax.numpy.ones(a.shape, a.dtype), held.state)

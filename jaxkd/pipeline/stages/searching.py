@@ -20,7 +20,7 @@ JOURNAL = "journal.jsonl"
 
 
 def _choose(net: Any, step: Step, origin: Origin) -> Net:
-    """Builds the network of the space that was chosen."""
+    """Build the network of the space that was chosen."""
     # JSON made lists of tuples.
     tupled = lambda value: tuple(value) if isinstance(value, list) else value
     values = {name: tupled(value) for name, value in step["values"].items()}
@@ -113,7 +113,7 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
 
 
 def _course(stage: Search, job: Job) -> search.Course:
-    """How each candidate is trained and measured."""
+    """Return how each candidate is trained and measured."""
     world = job.world
     return search.Course(
         world.resident,
@@ -126,7 +126,7 @@ def _course(stage: Search, job: Job) -> search.Course:
 
 
 def _search(stage: Search, job: Job) -> tuple[Any, Any, Any]:
-    """The space, the limit and the controller."""
+    """Return the space, the limit and the controller."""
     model, world = job.config.models[stage.model], job.world
     assert isinstance(model, Space)
     space = networks.space(model, world.classes)
@@ -144,7 +144,7 @@ def _search(stage: Search, job: Job) -> tuple[Any, Any, Any]:
 
 
 def _cost(job: Job, name: str, what: str) -> Callable[[search.Tokens], float]:
-    """The cost of a candidate, counted once for rehearsal, run and rows."""
+    """Return the cost of a candidate, counted once for rehearsal, run and rows."""
     model = job.config.models[name]
     return _counted(model, job.world.classes, job.world.image_shape, what)
 

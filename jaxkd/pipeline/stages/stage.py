@@ -66,7 +66,7 @@ class Stage(Value, frozen=True, kw_only=True):
         return True
 
     def names(self, field: str) -> tuple[str, ...]:
-        """The models that a field names: none, one, or several of a list."""
+        """Return the models that a field names: none, one, or several of a list."""
         value = getattr(self, field, "")
         return tuple(value) if not isinstance(value, str) else (value,) * bool(value)
 

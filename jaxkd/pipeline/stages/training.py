@@ -102,17 +102,17 @@ class Taught(Training, frozen=True, kw_only=True):
 
 
 def start_of(held: Held) -> Variables | None:
-    """The variables to go on from, if there are any."""
+    """Return the variables to go on from, if there are any."""
     return None if held.params is None else (held.params, held.state)
 
 
 def steps_of(stage: Training, job: Job) -> int:
-    """The steps of an epoch."""
+    """Return the steps of an epoch."""
     return len(job.world.train.labels) // stage.batch_size
 
 
 def teacher_of(stage: Training, job: Job) -> tuple[distill.Teacher, Any]:
-    """The teacher and its variables."""
+    """Return the teacher and its variables."""
     if not stage.names("teacher"):
         return distill.no_teacher, None
     (name,) = stage.names("teacher")
@@ -187,7 +187,7 @@ def fit_recipe(
 
 
 def _saving(stage: Training, job: Job, *, take_best: bool) -> Saving:
-    """Where and when a stage is saved."""
+    """Return where and when a stage is saved."""
     keeps = job.config.checkpoints
     return Saving(
         job.folder / "checkpoints",
@@ -248,7 +248,7 @@ def _fit_lesson(
 def _row(
     stage: Training, about: dict[str, Any], done: int, row: dict[str, Any]
 ) -> dict[str, Any]:
-    """A row of the metrics; rates are of images, and no other timing is kept."""
+    """Return a row of the metrics; rates are of images, and no other timing is kept."""
     others = ("run", "waited", "examples/s")
     kept = {key: value for key, value in row.items() if key not in others}
     kept["epoch"] += done

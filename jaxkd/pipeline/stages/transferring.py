@@ -35,7 +35,7 @@ class Transfer(Stage, frozen=True, kw_only=True, tag="transfer", tag_field="kind
         return after
 
     def run(self, job: Job) -> Made:
-        """Copies what fits into the self's model, fresh where it has no weights."""
+        """Copy what fits into the self's model, fresh where it has no weights."""
         held, source = job.models[self.model], job.models[self.source]
         (params, state), report = transfer.copy(
             (source.params, source.state),
@@ -51,7 +51,7 @@ class Transfer(Stage, frozen=True, kw_only=True, tag="transfer", tag_field="kind
         return Made(held._replace(params=params, state=state), [row])
 
     def rehearse(self, job: Job) -> Held:
-        """Matches the two models' paths and shapes."""
+        """Match the two models' paths and shapes."""
         held, source = job.models[self.model], job.models[self.source]
         own = jax.eval_shape(lambda: _own(held, job))
         theirs = (source.params, source.state)
@@ -66,7 +66,7 @@ class Transfer(Stage, frozen=True, kw_only=True, tag="transfer", tag_field="kind
 
 
 def _own(held: Held, job: Job):
-    """The model's variables; fresh ones as a training would begin with."""
+    """Return the model's variables; fresh ones as a training would begin with."""
     if held.params is not None:
         return held.params, held.state
     image = train.example(job.world.resident, job.world.plain)["image"]

@@ -82,7 +82,7 @@ class Equation(NamedTuple):
     scope: str
 
     def at(self, what: str) -> str:
-        """A reason: what happens, by which primitive and in which module."""
+        """Return a reason: what happens, by which primitive and in which module."""
         return f"{what} ({self.name} in {self.scope or 'the outermost function'})"
 
 
@@ -132,7 +132,7 @@ class Ledger:
         return np.arange(self.labels - length, self.labels)
 
     def stay(self, reason: str) -> int:
-        """The negative label of a reason."""
+        """Return the negative label of a reason."""
         if reason not in self.reasons:
             self.reasons.append(reason)
         return -1 - self.reasons.index(reason)
@@ -165,14 +165,14 @@ class Ledger:
 
 
 def constant(ledger: Ledger, shape: tuple[int, ...], reason: str, **known) -> Traced:
-    """An array with nothing to drop, because of `reason`."""
+    """Return an array with nothing to drop, because of `reason`."""
     why = ledger.stay(reason) if shape else 0
     axes = tuple(Axis(np.full(n, why)) if n > 1 else Axis() for n in shape)
     return Traced(axes, **known)
 
 
 def variable(ledger: Ledger, shape: tuple[int, ...]) -> Traced:
-    """An array whose every index may be dropped, for all that is known yet."""
+    """Return an array whose every index may be dropped, for all that is known yet."""
     return Traced(
         tuple(Axis(ledger.fresh(n), True) if n > 1 else Axis() for n in shape)
     )

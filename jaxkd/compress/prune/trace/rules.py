@@ -73,7 +73,7 @@ def _zeros(k: int, values: list[Traced]) -> list[bool]:
 
 
 def _infinite(equation: Equation, k: int, values: list[Traced]) -> bool:
-    """Whether dropped indices of axis k are infinite or NaN in the result."""
+    """Return whether dropped indices of axis k are infinite or NaN in the result."""
     zero, name = _zeros(k, values), equation.name
     if name == "div":
         return zero[1]
@@ -85,7 +85,7 @@ def _infinite(equation: Equation, k: int, values: list[Traced]) -> bool:
 
 
 def _zero(equation: Equation, k: int, values: list[Traced]) -> bool:
-    """Whether dropped indices of axis k are zero in the result."""
+    """Return whether dropped indices of axis k are zero in the result."""
     zero, name = _zeros(k, values), equation.name
     if name in ("mul", "and"):
         return any(zero)
@@ -140,7 +140,7 @@ def _segments(before, after):
 
 
 def _regroup(ledger, equation, axes, lengths) -> list[Axis]:
-    """The axes of a run of axes after a reshape to `lengths`.
+    """Return the axes of a run of axes after a reshape to `lengths`.
 
     One live axis may merge with others: its labels are then repeated. If it splits, all
     but one of the parts repeat it, or it is cut into sections: of eight channels that
@@ -165,7 +165,7 @@ def _regroup(ledger, equation, axes, lengths) -> list[Axis]:
 
 
 def _split(ledger, equation, labels, zero, stuck) -> list[Axis]:
-    """The axes of an array of labels that may vary along one of them only."""
+    """Return the axes of an array of labels that may vary along one of them only."""
     lengths = labels.shape
     for k in reversed(range(len(lengths))):
         first = labels[tuple(slice(None) if i == k else 0 for i in range(len(lengths)))]
