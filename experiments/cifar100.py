@@ -56,120 +56,112 @@ class Config(common.Config):
 def main(config: Config) -> list[dict[str, Any]]:
     """Run the experiment; return what was measured of each method, the best first."""
     # The data, and how networks see them when they train and when they are measured.
-    names = (config.teacher, config.student)
     whole, test = common.load(config, config.dataset)
     images = common.some(whole, config.train_images)
     normalise = augment.normalise(*data.channel_statistics(whole))
     plain = augment.chain(augment.to_float(), normalise)
     padding = whole.images.shape[1] // 8  # 4 pixels of CIFAR's 32
     view = augment.chain(augment.flip(), augment.crop(padding), plain)
-    resident, key = data.on_device(images), jax.random.key(0)
-    batch = plain(key, jax.tree.map(lambda a: a[:256], resident))
+    resident = data.on_device(images)
 
-    # The networks, and how long and fast they are trained.
-    on_cpu = jax.default_backend() == "cpu"
-    how = {"classes": test.num_classes, "dtype": None if on_cpu else jnp.bfloat16}
+    # The networks.
+    dtype = None if jax.default_backend() == "cpu" else jnp.bfloat16
     with common.refusing(f"networks are {', '.join(models.ZOO)}; there is no"):
-        teacher, student = (models.ZOO[name](**how) for name in names)
+        teacher, student = (
+            models.ZOO[name](classes=test.num_classes, dtype=dtype)
+            for name in (config.teacher, config.student)
+        )
 
-    def budget(name: str, epochs: int, examples: data.Dataset) -> recipes.Budget:
-        slow = name.startswith(("mobilenet", "shufflenet"))
-        rate = config.learning_rate or (0.01 if slow else 0.05)
-        steps = len(examples.images) // config.batch_size
-        return recipes.Budget(epochs, steps, rate)
+    # The objectives: a recipe for each method, tried on shapes before a teacher is
+    # trained.
+    batch = train.example(resident, plain, 256)
+    length = budget(config, config.student, config.epochs, images)
 
-    # The methods, made for shapes before a teacher is trained.
     def make(method: str, variables: Any) -> recipes.Recipe:
         function, options = read(method)
-        options |= {"budget": budget(config.student, config.epochs, images)}
+        options["budget"] = length
         taught = (teacher, variables)
         return recipes.build(
             function, student, taught, batch, dataset=images, **options
         )
 
     methods = list(dict.fromkeys(["labels", *config.methods]))
-    shapes = jax.eval_shape(teacher.init, key, batch["image"])
+    shapes = jax.eval_shape(teacher.init, jax.random.key(0), batch["image"])
     with common.refusing("cannot train"):
-        data.epoch(key, len(images.images), config.batch_size)
+        data.epoch(jax.random.key(0), len(images.images), config.batch_size)
         for method in methods:
             if (scheme := make(method, shapes).scheme) != "staged":
                 raise ValueError(f"{method} is for schemes.{scheme}")
 
     # The teacher.
     directory, log = common.start("cifar100", config, may_change=["methods"])
-    name = f"{config.dataset}-{config.teacher}-{config.teacher_epochs}-epochs"
-    length = budget(config.teacher, config.teacher_epochs, whole)
+    how: dict[str, Any] = {"view": view, "batch_size": config.batch_size, "log": log}
+    how["together"] = False  # convolutions are faster so
+    kept = f"{config.dataset}-{config.teacher}-{config.teacher_epochs}-epochs"
     taught = train.learn(
         teacher,
         whole,
-        tx=length.optimizer(),
-        view=view,
-        batch_size=config.batch_size,
-        epochs=length.epochs,
+        tx=budget(config, config.teacher, config.teacher_epochs, whole).optimizer(),
+        epochs=config.teacher_epochs,
         seeds=1,
-        together=False,
         test=test,
         test_view=plain,
-        checkpoints=pathlib.Path(config.out) / "teachers" / name,
+        checkpoints=pathlib.Path(config.out) / "teachers" / kept,
         save_epochs=10,
-        identity={"learning_rate": length.learning_rate, "bfloat16": not on_cpu},
-        log=log,
         name="teacher",
+        **how,
     )
 
-    # The students; what is finished is read when a run is resumed.
-    results = []
+    # The students of each method; a resumed run reads those of finished methods.
+    results: list[dict[str, Any]] = []
     for method in methods:
         folder = directory / re.sub("[^a-z0-9]+", "_", method)
-        if not folder.exists():
-            begin, made = time.perf_counter(), make(method, taught.seed(0))
-            score = evaluate.scorer(made.net, data.on_device(test), view=plain)
-            run = staged.fit(
-                made.stages,
-                made.net,
-                made.teacher,
-                made.teacher_variables,
-                resident,
-                view=view,
-                key=jax.vmap(jax.random.key)(jnp.arange(config.seeds)),
-                batch_size=config.batch_size,
-                together=False,
-                evaluate=score if config.every_epoch else None,
-                log=log,
-                name=method,
-            )[-1]
-            if run.interrupted:
-                raise KeyboardInterrupt(f"in {method}: --resume {directory}")
-            found: dict[str, Any] = {k: v.tolist() for k, v in score(run.state).items()}
-            params, state = run.variables
-            size = cost.parameters(params) // config.seeds
-            minutes = (time.perf_counter() - begin) / 60
-            found |= {"method": method, "parameters": size, "minutes": minutes}
-            checkpoint.write(folder, {"params": params, "state": state}, found)
-        results.append(checkpoint.read(folder).meta)
+        if checkpoint.has_notes(folder):
+            results.append(checkpoint.read(folder).meta)
+            continue
+        begin, made = time.perf_counter(), make(method, taught.seed(0))
+        score = evaluate.scorer(made.net, data.on_device(test), view=plain)
+        run = staged.fit(
+            made.stages,
+            made.net,
+            made.teacher,
+            made.teacher_variables,
+            resident,
+            key=jax.vmap(jax.random.key)(jnp.arange(config.seeds)),
+            evaluate=score if config.every_epoch else None,
+            name=method,
+            **how,
+        )[-1]
+        if run.interrupted:
+            raise KeyboardInterrupt(f"in {method}: --resume {directory}")
+        params, state = run.variables
+        result: dict[str, Any] = {k: v.tolist() for k, v in score(run.state).items()}
+        result["method"] = method
+        result["parameters"] = cost.parameters(params) // config.seeds
+        result["minutes"] = (time.perf_counter() - begin) / 60
+        checkpoint.write(folder, {"params": params, "state": state}, result)
+        results.append(result)
     results.sort(key=lambda result: -float(np.mean(result["accuracy"])))
 
-    # The table.
-    alone = next(r["accuracy"] for r in results if r["method"] == "labels")
+    # The table and the picture.
+    percent = {r["method"]: 100 * np.array(r["accuracy"]) for r in results}
     rows = [
         {
             "method": r["method"],
             "test accuracy %": report.mean_sd(r["accuracy"], scale=100),
-            "gain ± s.e.": report.gain(r["accuracy"], alone),
+            "gain ± s.e.": report.gain(r["accuracy"], percent["labels"] / 100),
             "NLL": report.mean_sd(r["nll"], digits=3),
             "parameters": f"{r['parameters']:,}",
             "minutes": f"{r['minutes']:.1f}",
         }
         for r in results
     ]
-    percent = {r["method"]: 100 * np.array(r["accuracy"]) for r in results}
-    middle = float(percent["labels"].mean())
-    path, axis = directory / "methods.svg", "test accuracy, %"
-    report.dots(path, percent, x_label=axis, line=middle)
+    alone, axis = float(percent["labels"].mean()), "test accuracy, %"
+    report.dots(directory / "methods.svg", percent, x_label=axis, line=alone)
     common.write_report(
         directory,
-        f"cifar100: {' to '.join(names)}, {len(images.images):,} images of "
-        f"{config.dataset}, {config.seeds} seeds",
+        f"cifar100: {config.teacher} to {config.student}, {len(images.images):,} "
+        f"images of {config.dataset}, {config.seeds} seeds",
         {common.LAST: rows},
         [
             f"Test accuracy of the teacher: {100 * taught.final()[0]:.2f} %.",
@@ -177,6 +169,15 @@ def main(config: Config) -> list[dict[str, Any]]:
         ],
     )
     return results
+
+
+def budget(
+    config: Config, name: str, epochs: int, examples: data.Dataset
+) -> recipes.Budget:
+    """Return how long and how fast a network of the zoo is trained."""
+    slow = name.startswith(("mobilenet", "shufflenet"))
+    rate = config.learning_rate or (0.01 if slow else 0.05)
+    return recipes.Budget(epochs, len(examples.images) // config.batch_size, rate)
 
 
 def read(method: str) -> tuple[recipes.Method, dict[str, Any]]:
