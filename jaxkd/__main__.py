@@ -194,10 +194,10 @@ def _run(asked: argparse.Namespace, began: list[str]) -> None:
     from jaxkd.pipeline import reading
 
     config = reading.load(asked.config, asked.set)  # first: JAX takes a second to load
-    from jaxkd.pipeline import run, tools
+    from jaxkd.pipeline import commands, run
 
     if asked.check:
-        tools.check(config, asked.to)
+        commands.check(config, asked.to)
         print("all checks passed; nothing was run")
         return
     if not _is_first("run"):
@@ -278,16 +278,18 @@ def _new(asked: argparse.Namespace, began: list[str]) -> None:
 
 
 def _features(asked: argparse.Namespace, began: list[str]) -> None:
-    from jaxkd.pipeline import tools
+    from jaxkd.pipeline import commands
 
-    for line in tools.features(asked.model, asked.image, asked.classes):
+    for line in commands.features(asked.model, asked.image, asked.classes):
         print(line)
 
 
 def _export(asked: argparse.Namespace, began: list[str]) -> None:
-    from jaxkd.pipeline import tools
+    from jaxkd.pipeline import commands
 
-    for row in tools.export(asked.run_directory, asked.model, asked.formats, asked.to):
+    for row in commands.export(
+        asked.run_directory, asked.model, asked.formats, asked.to
+    ):
         print("  ".join(f"{k} {v}" for k, v in row.items() if v is not None))
 
 

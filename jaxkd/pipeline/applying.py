@@ -14,7 +14,7 @@ import numpy as np
 from jaxkd import data, export
 from jaxkd.data import folders, images, own, preprocessing, tables
 from jaxkd.export import Executable
-from jaxkd.pipeline import directory, measuring, reading, world as worlds
+from jaxkd.pipeline import directory, measuring, reading, run_data
 from jaxkd.pipeline.stages import exporting as stage
 
 TOP = 3  # classes that `predict` names
@@ -70,7 +70,7 @@ def _of_run(file: pathlib.Path, split: str) -> tuple[data.Dataset, Any]:
     for folder in file.parents:
         if (folder / directory.CONFIG).exists() and (folder / directory.RUN).exists():
             config = reading.load(folder / directory.CONFIG)
-            *parts, prepared = worlds.loaded(config.data)
+            *parts, prepared = run_data.loaded(config.data)
             by_name = dict(zip(("train", "validation", "test"), parts, strict=True))
             if split not in by_name:
                 raise ValueError(f"--split: must be one of {[*by_name]}, got {split!r}")

@@ -8,18 +8,18 @@ from jaxkd.pipeline.data_kinds import Data, Tfds
 from jaxkd.pipeline.parts import (
     NAME,
     Checkpoints,
-    Model,
-    Space,
-    Value,
+    ModelTable,
+    Options,
+    SpaceTable,
     about,
     whole,
 )
 from jaxkd.pipeline.stages import AnyStage
 
-__all__ = ["AnyStage", "Config", "Data", "Model", "Space", "Value"]
+__all__ = ["AnyStage", "Config", "Data", "ModelTable", "Options", "SpaceTable"]
 
 
-class Config(Value, frozen=True, kw_only=True):
+class Config(Options, frozen=True, kw_only=True):
     """A run."""
 
     name: Annotated[
@@ -29,6 +29,6 @@ class Config(Value, frozen=True, kw_only=True):
     seed: Annotated[int, whole("of weights, order and augmentation", 0, 2**31 - 1)] = 0
     out: Annotated[str, about("where run directories are made")] = "runs"
     data: Data = Tfds()
-    models: dict[str, Model]
+    models: dict[str, ModelTable]
     stages: Annotated[tuple[AnyStage, ...], Meta(min_length=1, max_length=1000)]
     checkpoints: Checkpoints = Checkpoints()

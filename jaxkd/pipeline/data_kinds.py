@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from jaxkd import data
 from jaxkd.data.preprocessing import of as preprocessing_of
-from jaxkd.pipeline.parts import Augment, Value, about, whole
+from jaxkd.pipeline.parts import Augment, Options, about, whole
 
 Side = Annotated[int, whole("a side in pixels", 1, 4096)]
 Size = (
@@ -20,7 +20,7 @@ Resize = Annotated[
 ]
 
 
-class Images(Value, frozen=True, kw_only=True):
+class Images(Options, frozen=True, kw_only=True):
     """What all kinds of data have."""
 
     mean: Annotated[

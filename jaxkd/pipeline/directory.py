@@ -18,7 +18,7 @@ import jaxkd
 from jaxkd import data, log, store
 from jaxkd.pipeline import toml
 from jaxkd.pipeline.config import Config
-from jaxkd.pipeline.world import World
+from jaxkd.pipeline.run_data import RunData
 
 FORMAT = 1
 CONFIG, RUN, METRICS, RESULTS, LOCK = (
@@ -145,30 +145,30 @@ def read_array(path: pathlib.Path, sha256: str | None) -> np.ndarray:
     return np.load(io.BytesIO(content), allow_pickle=False)
 
 
-def fingerprint(world: World) -> str:
+def fingerprint(splits: RunData) -> str:
     """Return what tells the data of a run from others."""
-    return data.fingerprint(world.train) + data.fingerprint(world.test)
+    return data.fingerprint(splits.train) + data.fingerprint(splits.test)
 
 
-def describe(run: pathlib.Path, config: Config, world: World, warn: Warn) -> None:
+def describe(run: pathlib.Path, config: Config, splits: RunData, warn: Warn) -> None:
     """Write run.json and the test images, where they are missing or damaged.
 
     Args:
       run: the directory.
       config: of the run.
-      world: its data.
+      splits: its data.
       warn: told of what was damaged.
 
     Raises:
       ValueError: if the run began with other data.
     """
-    found, before = fingerprint(world), _fingerprint_in(run / RUN, warn)
+    found, before = fingerprint(splits), _fingerprint_in(run / RUN, warn)
     if before not in (None, found):
         raise ValueError(
             f"{config.data.title} is no longer the data that {run / RUN} names; start "
             f"a new run, or delete {RUN}: the stages are then done again"
         )
-    test = world.test
+    test = splits.test
     arrays = {
         "test/labels.npy": test.labels,
         "test/index.npy": test.index,
@@ -192,12 +192,12 @@ def describe(run: pathlib.Path, config: Config, world: World, warn: Warn) -> Non
             "name": config.data.title,
             "kind": config.data.kind,
             "classes": list(test.classes),
-            "image_shape": list(world.image_shape),
-            "train": len(world.train.labels),
-            "validation": len(world.validation.labels),
+            "image_shape": list(splits.image_shape),
+            "train": len(splits.train.labels),
+            "validation": len(splits.validation.labels),
             "test": len(test.labels),
             "fingerprint": found,
-            "preprocessing": world.preprocessing.to_json(),
+            "preprocessing": splits.preprocessing.to_json(),
         },
         "sha256": sums,
     }

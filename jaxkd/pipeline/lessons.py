@@ -10,7 +10,7 @@ from jaxkd import distill, train
 from jaxkd.distill import Distiller, TrainState
 from jaxkd.models.net import Net
 from jaxkd.pipeline import memory, networks
-from jaxkd.pipeline.world import World
+from jaxkd.pipeline.run_data import RunData
 from jaxkd.recipes import Recipe
 from jaxkd.schemes import mutual, self_teacher
 from jaxkd.schemes.staged import Stage, stage_distiller
@@ -40,18 +40,18 @@ class Lesson(NamedTuple):
     deployed: Callable[[Any], TrainState] = lambda state: state
 
 
-def lessons(recipe: Recipe, world: World, teacher: Any = None) -> list[Lesson]:
+def lessons(recipe: Recipe, splits: RunData, teacher: Any = None) -> list[Lesson]:
     """Return the trainings of a recipe, in order.
 
     Args:
       recipe: what to train.
-      world: the data.
+      splits: the data.
       teacher: `(net, variables)` whose scores a recipe of stored scores reads.
     """
-    return SCHEMES[recipe.scheme](recipe, world, teacher)
+    return SCHEMES[recipe.scheme](recipe, splits, teacher)
 
 
-def _staged(recipe: Recipe, world: World, teacher: Any) -> list[Lesson]:
+def _staged(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
     def lesson(stage: Stage) -> Lesson:
         def make(start: Any, before: Any) -> Distiller:
             net = networks.started(recipe.net, start)
@@ -59,27 +59,27 @@ def _staged(recipe: Recipe, world: World, teacher: Any) -> list[Lesson]:
 
         variables = lambda before: recipe.teacher_variables
         return Lesson(
-            stage.name, stage.epochs, recipe.net, make, variables, world.resident
+            stage.name, stage.epochs, recipe.net, make, variables, splits.resident
         )
 
     return [lesson(stage) for stage in recipe.stages]
 
 
-def _offline(recipe: Recipe, world: World, teacher: Any) -> list[Lesson]:
+def _offline(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
     net, variables = teacher
-    if world.view.random:
+    if splits.view.random:
         raise ValueError(
             "stored scores are those of one view of each image: leave data.augment out"
         )
     if any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(variables)):
-        shape = len(world.train.labels), world.classes
+        shape = len(splits.train.labels), splits.classes
         scores: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
     else:
         teach = distill.frozen(net)
-        found = train.cache_teacher(teach, variables, world.train, view=world.view)
+        found = train.cache_teacher(teach, variables, splits.train, view=splits.view)
         scores = jnp.asarray(found)
-    columns = {**world.resident, "teacher": scores}
-    return _staged(recipe, world._replace(resident=columns), None)
+    columns = {**splits.resident, "teacher": scores}
+    return _staged(recipe, splits._replace(resident=columns), None)
 
 
 def _only(recipe: Recipe) -> tuple[Stage, distill.Spec]:
@@ -89,7 +89,7 @@ def _only(recipe: Recipe) -> tuple[Stage, distill.Spec]:
     return stage, stage.spec
 
 
-def _mutual(recipe: Recipe, world: World, teacher: Any) -> list[Lesson]:
+def _mutual(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
     first, *others = recipe.options["peers"]
 
     def make(start: Any, before: Any) -> Distiller:
@@ -97,21 +97,21 @@ def _mutual(recipe: Recipe, world: World, teacher: Any) -> list[Lesson]:
         return mutual.distiller(peers, spec, stage.tx)
 
     stage, spec = _only(recipe)
-    (lesson,) = _staged(recipe, world, None)
+    (lesson,) = _staged(recipe, splits, None)
     return [lesson._replace(distiller=make, deployed=lambda states: states[0])]
 
 
-def _self_teacher(recipe: Recipe, world: World, teacher: Any) -> list[Lesson]:
+def _self_teacher(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
     def make(start: Any, before: Any) -> Distiller:
         net = networks.started(recipe.net, start)
         return self_teacher.distiller(net, spec, stage.tx, **recipe.options)
 
     stage, spec = _only(recipe)
-    (lesson,) = _staged(recipe, world, None)
+    (lesson,) = _staged(recipe, splits, None)
     return [lesson._replace(distiller=make, deployed=self_teacher.promoted)]
 
 
-def _born_again(recipe: Recipe, world: World, teacher: Any) -> list[Lesson]:
+def _born_again(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
     stage, spec = _only(recipe)
 
     def generation(number: int) -> Lesson:
@@ -128,14 +128,14 @@ def _born_again(recipe: Recipe, world: World, teacher: Any) -> list[Lesson]:
             recipe.net,
             make,
             lambda before: before.student if number else recipe.teacher_variables,
-            world.resident,
+            splits.resident,
         )
 
     return [generation(number) for number in range(recipe.options["count"])]
 
 
 # How the module of `jaxkd.schemes` that a recipe names is run in a stage.
-SCHEMES: dict[str, Callable[[Recipe, World, Any], list[Lesson]]] = {
+SCHEMES: dict[str, Callable[[Recipe, RunData, Any], list[Lesson]]] = {
     "staged": _staged,
     "offline": _offline,
     "mutual": _mutual,
@@ -145,7 +145,7 @@ SCHEMES: dict[str, Callable[[Recipe, World, Any], list[Lesson]]] = {
 
 
 def trace(
-    trainings: list[Lesson], world: World, start: Any, *, batch_size: int
+    trainings: list[Lesson], splits: RunData, start: Any, *, batch_size: int
 ) -> tuple[Any, Any]:
     """Trace the first state and an epoch of each lesson.
 
@@ -157,7 +157,7 @@ def trace(
         into memory.
     """
     key = jax.random.key(0)
-    batch = jax.eval_shape(lambda r: train.example(r, world.plain), world.resident)
+    batch = jax.eval_shape(lambda r: train.example(r, splits.plain), splits.resident)
     before: Any = None
     for lesson in trainings:
         batch = _with_scores(batch, lesson.examples)
@@ -168,7 +168,7 @@ def trace(
 
         def epoch(state, before, teacher, examples, lesson=lesson):
             d = lesson.distiller(start, before)
-            pass_ = train.make_epoch(d, view=world.view, batch_size=batch_size)
+            pass_ = train.make_epoch(d, view=splits.view, batch_size=batch_size)
             return pass_(state, teacher, examples, key)[0]
 
         state = memory.traced(init, start, before, teacher, batch)

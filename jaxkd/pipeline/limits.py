@@ -10,23 +10,23 @@ import msgspec
 
 from jaxkd.pipeline.config import AnyStage, Config
 from jaxkd.pipeline.parts import Augment, Ramp
-from jaxkd.pipeline.world import World
+from jaxkd.pipeline.run_data import RunData
 
 
-def check(config: Config, world: World) -> None:
+def check(config: Config, splits: RunData) -> None:
     """Refuse numbers that pass by themselves, but can have no effect or no sense here.
 
     Args:
-      config: whose data is `world`.
-      world: the data.
+      config: whose data is `splits`.
+      splits: the data.
 
     Raises:
       ValueError: naming the key, the number, and the limit.
     """
-    problems = list(_augment(config.data.augment, min(world.image_shape[:2])))
+    problems = list(_augment(config.data.augment, min(splits.image_shape[:2])))
     for place, stage in enumerate(config.stages):
         here = f"stages.{place} ({stage.kind}): "
-        problems += [here + text for text in _stage(stage, len(world.train.labels))]
+        problems += [here + text for text in _stage(stage, len(splits.train.labels))]
     for problem in problems:
         raise ValueError(problem)
 

@@ -12,12 +12,12 @@ from flax.errors import FlaxError
 from jaxkd import _tree, checkpoint, store, train
 from jaxkd._text import alternatives
 from jaxkd.pipeline import directory, memory, networks, state
-from jaxkd.pipeline.config import Config, Space
-from jaxkd.pipeline.networks import Held
-from jaxkd.pipeline.world import World
+from jaxkd.pipeline.config import Config, SpaceTable
+from jaxkd.pipeline.networks import Model
+from jaxkd.pipeline.run_data import RunData
 
 
-def models(config: Config, world: World) -> dict[str, Held]:
+def models(config: Config, splits: RunData) -> dict[str, Model]:
     """All models as they are before the first stage.
 
     Raises:
@@ -28,13 +28,13 @@ def models(config: Config, world: World) -> dict[str, Held]:
     for name, model in config.models.items():
         weights = getattr(model, "weights", "")
         try:
-            if isinstance(model, Space):
-                found[name] = Held(None)
+            if isinstance(model, SpaceTable):
+                found[name] = Model(None)
             elif weights:
-                found[name] = loaded(config, name, weights, world)
+                found[name] = loaded(config, name, weights, splits)
             else:
-                found[name] = Held(networks.base(model, world.classes))
-                _own(found[name], world)
+                found[name] = Model(networks.base(model, splits.classes))
+                _own(found[name], splits)
         except (ValueError, KeyError) as error:
             raise ValueError(f"models.{name}: {error}") from error
         except FileNotFoundError as error:
@@ -42,13 +42,13 @@ def models(config: Config, world: World) -> dict[str, Held]:
     return found
 
 
-def _own(held: Held, world: World):
+def _own(held: Model, splits: RunData):
     """Shapes of the variables that the network makes."""
-    batch = jax.eval_shape(lambda r: train.example(r, world.plain), world.resident)
+    batch = jax.eval_shape(lambda r: train.example(r, splits.plain), splits.resident)
     return memory.traced(held.net.init, jax.random.key(0), batch["image"])
 
 
-def loaded(config: Config, name: str, weights: str, world: World) -> Held:
+def loaded(config: Config, name: str, weights: str, splits: RunData) -> Model:
     """Return a model with variables from a folder of `checkpoint.save` or `write`.
 
     In a folder of a run's `models/` lies its recipe: such a model may be pruned or
@@ -67,17 +67,17 @@ def loaded(config: Config, name: str, weights: str, world: World) -> Held:
         raise ValueError(f"weights: {folder} is of another model: {differ}")
     params, extra = state.variables(tree, notes)
     recipe = tuple(notes["recipe"])
-    if not isinstance(model, Space) and any(s["step"] == "choose" for s in recipe):
+    if not isinstance(model, SpaceTable) and any(s["step"] == "choose" for s in recipe):
         raise ValueError(f"weights: {folder} is of a space, not of {own['kind']}")
     build = functools.partial(
-        networks.build, model, classes=world.classes, image_shape=world.image_shape
+        networks.build, model, classes=splits.classes, image_shape=splits.image_shape
     )
     first = [step for step in recipe if step["step"] in ("choose", "recipe")]
-    whole = _own(Held(build(first, params, extra)), world)
+    whole = _own(Model(build(first, params, extra)), splits)
     _same(whole, _before(recipe, params, extra), folder, recipe)
     try:
-        held = Held(build(recipe, params, extra), params, extra, recipe)
-        _logits(held, world)
+        held = Model(build(recipe, params, extra), params, extra, recipe)
+        _logits(held, splits)
     except (FlaxError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"weights: {folder} does not fit: {error}") from error
     return held
@@ -91,9 +91,9 @@ def _before(recipe: Sequence[networks.Step], params: Any, extra: Any) -> Any:
     return jax.eval_shape(lambda: networks.zeros(folded[0]))
 
 
-def _logits(held: Held, world: World) -> Any:
+def _logits(held: Model, splits: RunData) -> Any:
     """Shapes of the logits of one image."""
-    x = jax.ShapeDtypeStruct((1, *world.image_shape), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *splits.image_shape), jnp.float32)
     forward = lambda p, z, x: held.net.apply(p, z, x, train=False)[0].logits
     return jax.eval_shape(forward, held.params, held.state, x)
 

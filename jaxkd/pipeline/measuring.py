@@ -9,16 +9,16 @@ from jaxtyping import Float
 
 from jaxkd import cost, distill, evaluate
 from jaxkd.pipeline import networks
-from jaxkd.pipeline.networks import Held
-from jaxkd.pipeline.world import World
+from jaxkd.pipeline.networks import Model
+from jaxkd.pipeline.run_data import RunData
 
 
-def logits(held: Held, world: World) -> Float[np.ndarray, "examples classes"]:
+def logits(held: Model, splits: RunData) -> Float[np.ndarray, "examples classes"]:
     """Of every test image, float32."""
     predict = functools.partial(evaluate.predict, distill.frozen(held.net))
-    images = {"image": world.test.images, "label": world.test.labels}
+    images = {"image": splits.test.images, "label": splits.test.labels}
     answer = jax.jit(
-        lambda variables, resident: predict(variables, resident, view=world.plain)
+        lambda variables, resident: predict(variables, resident, view=splits.plain)
     )((held.params, held.state), images)
     return np.asarray(answer, np.float32)
 
@@ -43,7 +43,7 @@ def by_class(logits: Any, labels: Any, classes: int) -> list[float | None]:
     return [float(group.mean()) if len(group) else None for group in groups]
 
 
-def size(held: Held, image_shape: tuple[int, ...]) -> dict[str, Any]:
+def size(held: Model, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Parameters, multiply-accumulates of one image, bytes, and whether quantized."""
     image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     forward = lambda params, state, x: held.net.apply(params, state, x, train=False)[0][

@@ -22,13 +22,13 @@ from jaxkd._text import alternatives
 from jaxkd.compress import quantize, search
 from jaxkd.compress.quantize.net import RANGES, STEPS
 from jaxkd.models.net import Net
-from jaxkd.pipeline.parts import Cnn, Mlp, Model, Space, Zoo
+from jaxkd.pipeline.parts import CnnTable, MlpTable, ModelTable, SpaceTable, Zoo
 
 Step = dict[str, Any]
 FREE = ("dropout", "input_dropout", "dtype", "weights")  # any with the same variables
 
 
-class Held(NamedTuple):
+class Model(NamedTuple):
     """A model as it is between two stages.
 
     Attributes:
@@ -55,26 +55,26 @@ class Origin(NamedTuple):
       image_shape: of one image.
     """
 
-    model: Model
+    model: ModelTable
     params: Any
     state: Any
     classes: int
     image_shape: tuple[int, ...]
 
 
-def description(model: Model) -> dict[str, Any]:
+def description(model: ModelTable) -> dict[str, Any]:
     """What of a model's table decides which function its variables make, for JSON."""
     names = [name for name in model.__struct_fields__ if name not in FREE]
     kind = model.__struct_config__.tag
     return store.identity(kind=kind, **{name: getattr(model, name) for name in names})
 
 
-def base(model: Model, classes: int) -> Net:
+def base(model: ModelTable, classes: int) -> Net:
     """Return the network of a model's table; not of a space."""
     dtype = jnp.bfloat16 if getattr(model, "dtype", "") == "bfloat16" else None
     if isinstance(model, Zoo):
         return models.ZOO[model.name](classes=classes, dtype=dtype)
-    if isinstance(model, Cnn):
+    if isinstance(model, CnnTable):
         return models.cnn(
             model.stages,
             hidden=model.hidden,
@@ -82,7 +82,7 @@ def base(model: Model, classes: int) -> Net:
             dropout=model.dropout,
             dtype=dtype,
         )
-    if isinstance(model, Mlp):
+    if isinstance(model, MlpTable):
         return models.mlp(
             model.widths,
             classes=classes,
@@ -93,13 +93,13 @@ def base(model: Model, classes: int) -> Net:
     raise ValueError("a space has no network before a search")
 
 
-def space(model: Model, classes: int) -> Any:
+def space(model: ModelTable, classes: int) -> Any:
     """Return the search space of a model's table.
 
     Raises:
       ValueError: if it gives widths to the MobileNets, which have their own.
     """
-    assert isinstance(model, Space)
+    assert isinstance(model, SpaceTable)
     if model.space == "resnet":
         usual = {"widths": model.widths} if model.widths else {}
         return search.resnet_space(classes, **usual)  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def space(model: Model, classes: int) -> Any:
 
 
 def build(
-    model: Model,
+    model: ModelTable,
     recipe: Sequence[Step],
     params: Any,
     state: Any,
@@ -127,7 +127,7 @@ def build(
     params = {k: v for k, v in params.items() if k != STEPS}
     state = {k: v for k, v in state.items() if k != RANGES}
     origin = Origin(model, params, state, classes, image_shape)
-    net = None if isinstance(model, Space) else base(model, classes)
+    net = None if isinstance(model, SpaceTable) else base(model, classes)
     for step in recipe:
         if step["step"] not in REPLAYS:
             hint = alternatives(step["step"], REPLAYS)
@@ -182,12 +182,12 @@ def without_steps(params: Any) -> Any:
     return {name: tree for name, tree in params.items() if name != STEPS}
 
 
-def is_quantized(held: Held) -> bool:
+def is_quantized(held: Model) -> bool:
     """Return whether the recipe has that step."""
     return any(step["step"] == "quantize" for step in held.recipe)
 
 
-def stored_bytes(held: Held) -> int:
+def stored_bytes(held: Model) -> int:
     """Bytes of the parameters, quantized kernels at their width."""
     if is_quantized(held):
         return quantize.size(held.net, held.params, held.state).after

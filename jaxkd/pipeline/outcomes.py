@@ -11,10 +11,10 @@ from jaxkd import checkpoint, store
 from jaxkd.data import Preprocessing
 from jaxkd.pipeline import directory, measuring, networks, state
 from jaxkd.pipeline.config import AnyStage, Config
-from jaxkd.pipeline.networks import Held
-from jaxkd.pipeline.parts import Model
-from jaxkd.pipeline.stages.job import Job, Made
-from jaxkd.pipeline.world import World
+from jaxkd.pipeline.networks import Model
+from jaxkd.pipeline.parts import ModelTable
+from jaxkd.pipeline.run_data import RunData
+from jaxkd.pipeline.stages.context import StageContext, StageResult
 
 Row = dict[str, Any]
 
@@ -27,33 +27,37 @@ def teacher_of(config: Config) -> str | None:
 
 
 def of_stage(
-    stage: AnyStage, job: Job, made: Made, teacher: np.ndarray | None, seconds: float
+    stage: AnyStage,
+    context: StageContext,
+    made: StageResult,
+    teacher: np.ndarray | None,
+    seconds: float,
 ) -> tuple[Row | None, np.ndarray | None]:
     """The row of a stage and its logits; of a search none: nothing is trained yet.
 
     Args:
       stage: as configured.
-      job: what it was given.
+      context: what it was given.
       made: what it has made.
       teacher: logits of the model that others are compared with, if there are any.
       seconds: that it took.
     """
     if made.held.params is None:
         return None, None
-    logits = measuring.logits(made.held, job.world)
-    if stage.model == teacher_of(job.config):
+    logits = measuring.logits(made.held, context.splits)
+    if stage.model == teacher_of(context.config):
         teacher = logits
     speeds = [row["images/s"] for row in made.rows if "images/s" in row]
     about = {
-        "index": job.place,
+        "index": context.place,
         "stage": stage.name,
         "kind": stage.kind,
         "model": stage.model,
-        "directory": f"stages/{job.folder.name}",
+        "directory": f"stages/{context.folder.name}",
     }
     row = {
         **about,
-        **_measured(made.held, logits, job.world, teacher),
+        **_measured(made.held, logits, context.splits, teacher),
         "epochs": made.epochs,
         "seconds": round(seconds, 3),
         "images/s": statistics.median(speeds) if speeds else None,
@@ -64,7 +68,7 @@ def of_stage(
 
 
 def of_weights(
-    run: pathlib.Path, config: Config, world: World, models: dict[str, Held]
+    run: pathlib.Path, config: Config, splits: RunData, models: dict[str, Model]
 ) -> tuple[list[Row], np.ndarray | None]:
     """Rows of the models that came with weights, and the teacher's logits if it did.
 
@@ -74,7 +78,7 @@ def of_weights(
     brought = [name for name, held in models.items() if held.params is not None]
     for name in sorted(brought, key=lambda n: n != teacher_of(config)):
         folder = f"stages/weights-{name}"
-        logits = measuring.logits(models[name], world)
+        logits = measuring.logits(models[name], splits)
         sha256 = directory.write_array(run / folder / "logits.npy", logits)
         if name == teacher_of(config):
             teacher = logits
@@ -93,20 +97,20 @@ def of_weights(
             "files": [],
             "logits_sha256": sha256,
         }
-        measured = _measured(models[name], logits, world, teacher)
+        measured = _measured(models[name], logits, splits, teacher)
         results.append({**about, **measured, **after})
     return results, teacher
 
 
 def _measured(
-    held: Held, logits: np.ndarray, world: World, teacher: np.ndarray | None
+    held: Model, logits: np.ndarray, splits: RunData, teacher: np.ndarray | None
 ) -> Row:
     return {
-        **measuring.quality(logits, world.test.labels, teacher),
+        **measuring.quality(logits, splits.test.labels, teacher),
         "accuracy_by_class": measuring.by_class(
-            logits, world.test.labels, world.classes
+            logits, splits.test.labels, splits.classes
         ),
-        **measuring.size(held, world.image_shape),
+        **measuring.size(held, splits.image_shape),
     }
 
 
@@ -128,8 +132,8 @@ def write(
 def write_model(
     run: pathlib.Path,
     name: str,
-    held: Held,
-    model: Model,
+    held: Model,
+    model: ModelTable,
     preprocessing: Preprocessing,
     warn: Callable[[str], None],
 ) -> None:

@@ -22,11 +22,11 @@ def about(text: str) -> Meta:
     return Meta(description=text)
 
 
-class Value(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The base of all parts of a configuration."""
 
 
-class Augment(Value, frozen=True, kw_only=True):
+class Augment(Options, frozen=True, kw_only=True):
     """What training images go through; validation and test images do not."""
 
     flip: Annotated[bool, about("mirror left to right, half of the images")] = False
@@ -56,7 +56,7 @@ Dtype = Annotated[
 ]
 
 
-class Zoo(Value, frozen=True, kw_only=True, tag="zoo", tag_field="kind"):
+class Zoo(Options, frozen=True, kw_only=True, tag="zoo", tag_field="kind"):
     """A network of `jaxkd.models.ZOO`."""
 
     name: Annotated[str, about('its name, e.g. "resnet8x4", "mobilenetv2"')]
@@ -68,7 +68,7 @@ Width = Annotated[int, Meta(ge=1, le=65536)]
 Rate = Annotated[float, Meta(ge=0, lt=1)]
 
 
-class Cnn(Value, frozen=True, kw_only=True, tag="cnn", tag_field="kind"):
+class CnnTable(Options, frozen=True, kw_only=True, tag="cnn", tag_field="kind"):
     """Stages of 3x3 convolutions, each ended by a pooling; `jaxkd.models.cnn`."""
 
     stages: Annotated[
@@ -83,7 +83,7 @@ class Cnn(Value, frozen=True, kw_only=True, tag="cnn", tag_field="kind"):
     weights: Weights = ""
 
 
-class Mlp(Value, frozen=True, kw_only=True, tag="mlp", tag_field="kind"):
+class MlpTable(Options, frozen=True, kw_only=True, tag="mlp", tag_field="kind"):
     """A multilayer perceptron; `jaxkd.models.mlp`."""
 
     widths: Annotated[
@@ -95,7 +95,7 @@ class Mlp(Value, frozen=True, kw_only=True, tag="mlp", tag_field="kind"):
     weights: Weights = ""
 
 
-class Space(Value, frozen=True, kw_only=True, tag="space", tag_field="kind"):
+class SpaceTable(Options, frozen=True, kw_only=True, tag="space", tag_field="kind"):
     """A space of networks, of which a `search` stage chooses one."""
 
     space: Annotated[Literal["resnet", "mobilenet"], about("which space")] = "resnet"
@@ -105,10 +105,10 @@ class Space(Value, frozen=True, kw_only=True, tag="space", tag_field="kind"):
     ] = ()
 
 
-Model = Zoo | Cnn | Mlp | Space
+ModelTable = Zoo | CnnTable | MlpTable | SpaceTable
 
 
-class Optimizer(Value, frozen=True, kw_only=True):
+class Optimizer(Options, frozen=True, kw_only=True):
     """What moves the parameters."""
 
     kind: Annotated[Literal["adam", "adamw", "sgd"], about("which")] = "adam"
@@ -121,7 +121,7 @@ class Optimizer(Value, frozen=True, kw_only=True):
     ] = 0.0
 
 
-class Schedule(Value, frozen=True, kw_only=True):
+class Schedule(Options, frozen=True, kw_only=True):
     """How the learning rate changes over a stage."""
 
     kind: Annotated[
@@ -140,7 +140,7 @@ class Schedule(Value, frozen=True, kw_only=True):
     factor: Annotated[float, Meta(description="steps: at each", ge=1e-6, le=1)] = 0.1
 
 
-class Ramp(Value, frozen=True, kw_only=True):
+class Ramp(Options, frozen=True, kw_only=True):
     """A loss's weight that changes: from `start` to `end` between two epochs."""
 
     start: Weight = 0.0
@@ -153,7 +153,7 @@ class Ramp(Value, frozen=True, kw_only=True):
 Losses = dict[str, dict[str, Any]]
 
 
-class Checkpoints(Value, frozen=True, kw_only=True):
+class Checkpoints(Options, frozen=True, kw_only=True):
     """What is kept of a stage while it trains."""
 
     every: Annotated[int, whole("epochs between two", 1, 10**6)] = 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jaxkd._text import did_you_mean
-from jaxkd.pipeline import schema, settings
+from jaxkd.pipeline import overrides, schema
 
 # Configurations know their stages, and so load JAX: only once there is a file to read.
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def load(path: str | os.PathLike, changes: Sequence[str] = ()) -> "Config":
 
     Args:
       path: of a TOML file, or the name of a shipped configuration.
-      changes: "key=value", such as "stages.1.temperature=2"; see `settings.changed`.
+      changes: "key=value", such as "stages.1.temperature=2"; see `overrides.changed`.
 
     Returns:
       The configuration, each stage with a name, checked as far as is possible without
@@ -49,7 +49,7 @@ def load(path: str | os.PathLike, changes: Sequence[str] = ()) -> "Config":
     config = decoded(raw, name)
     for change in changes:
         where = f"--set {change}"
-        raw = settings.changed(msgspec.to_builtins(config), change)
+        raw = overrides.changed(msgspec.to_builtins(config), change)
         config = decoded(raw, where)
     return resolved(config, name)
 
@@ -60,11 +60,11 @@ def resolved(config: "Config", name: str) -> "Config":
     Raises:
       ValueError: naming the file, the stage, and what to do.
     """
-    from jaxkd.pipeline import order
+    from jaxkd.pipeline import validate
 
-    config = order.named(config)
+    config = validate.named(config)
     try:
-        order.check(config)
+        validate.check(config)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     return config

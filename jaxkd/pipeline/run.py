@@ -22,14 +22,14 @@ from jaxkd.pipeline import (
     networks,
     outcomes,
     reading,
+    run_data,
     state,
-    world as worlds,
 )
 from jaxkd.pipeline.config import AnyStage, Config
-from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.networks import Model
+from jaxkd.pipeline.run_data import RunData
 from jaxkd.pipeline.stages import exporting, pruning, searching
-from jaxkd.pipeline.stages.job import Job
-from jaxkd.pipeline.world import World
+from jaxkd.pipeline.stages.context import StageContext
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
@@ -45,19 +45,21 @@ def silent(text: str) -> None:
     """Report nothing."""
 
 
-def rehearse(config: Config, world: World) -> None:
+def rehearse(config: Config, splits: RunData) -> None:
     """Trace all stages in shapes: nothing is trained, written or kept.
 
     Raises:
       ValueError: naming the stage that cannot work.
     """
-    limits.check(config, world)
-    models = loading.models(config, world)
+    limits.check(config, splits)
+    models = loading.models(config, splits)
     with tempfile.TemporaryDirectory() as nowhere:
         for place, stage in enumerate(config.stages):
-            job = _job(config, place, world, models, pathlib.Path(nowhere), "", silent)
+            context = _context(
+                config, place, splits, models, pathlib.Path(nowhere), "", silent
+            )
             try:
-                held = stage.rehearse(job)
+                held = stage.rehearse(context)
             except (ValueError, KeyError) as error:
                 text = error.args[0] if error.args else error
                 here = f"stages.{place} ({stage.kind})"
@@ -91,11 +93,11 @@ def start(
     """
     _one_process()
     directory.require_free(path)
-    world = worlds.make(config.data)
-    rehearse(config, world)
+    splits = run_data.make(config.data)
+    rehearse(config, splits)
     with directory.create(config, path) as run:
         created(str(run))
-        go(run, config, world, say)
+        go(run, config, splits, say)
     return run
 
 
@@ -120,10 +122,10 @@ def resume(
             raise ValueError(f"{path} holds no run: there is no {name}")
     config = reading.load(run / directory.CONFIG)
     with directory.locked(run):
-        world = worlds.make(config.data)
+        splits = run_data.make(config.data)
         opened(str(run))
         directory.clean(run)
-        go(run, config, world, say)
+        go(run, config, splits, say)
     return run
 
 
@@ -145,54 +147,56 @@ class Progress(NamedTuple):
       teacher: the logits of the model that others are compared with, if there are any.
     """
 
-    models: dict[str, Held]
+    models: dict[str, Model]
     rows: list[Row]
     results: list[Row]
     teacher: np.ndarray | None
 
 
-def go(run: pathlib.Path, config: Config, world: World, say: Say) -> None:
+def go(run: pathlib.Path, config: Config, splits: RunData, say: Say) -> None:
     """Run the stages that are not done."""
-    directory.describe(run, config, world, say)
-    data = directory.fingerprint(world)
-    models = loading.models(config, world)
-    done = Progress(models, [], *outcomes.of_weights(run, config, world, models))
+    directory.describe(run, config, splits, say)
+    data = directory.fingerprint(splits)
+    models = loading.models(config, splits)
+    done = Progress(models, [], *outcomes.of_weights(run, config, splits, models))
     for place, stage in enumerate(config.stages):
         begins = _begins(config, place, done.models, data)
-        job = _job(config, place, world, done.models, run, begins, say, done.rows)
-        final = _final(stage, job)
+        context = _context(
+            config, place, splits, done.models, run, begins, say, done.rows
+        )
+        final = _final(stage, context)
         if final is not None:
-            done = _after(stage, job, done, final)
+            done = _after(stage, context, done, final)
             continue
         say(f"stage {place + 1} of {len(config.stages)}: {stage.name}")
-        done = _stage(stage, job, done)
+        done = _stage(stage, context, done)
         outcomes.write(run, config, done.results, finished=False)
     directory.metrics(run).reset(done.rows)
     for name, held in done.models.items():
         outcomes.write_model(
-            run, name, held, config.models[name], world.preprocessing, say
+            run, name, held, config.models[name], splits.preprocessing, say
         )
     outcomes.write(run, config, done.results, finished=True)
 
 
-def _job(
+def _context(
     config: Config,
     place: int,
-    world: World,
-    models: dict[str, Held],
+    splits: RunData,
+    models: dict[str, Model],
     run: pathlib.Path,
     begins: str,
     say: Say,
     rows: list[Row] | None = None,
-) -> Job:
+) -> StageContext:
     folder = run / "stages" / f"{place:02d}-{config.stages[place].name}"
     whole = directory.metrics(run)
     before = list(rows or [])
     metrics = whole._replace(reset=lambda rows: whole.reset([*before, *rows]))
-    return Job(config, place, world, models, folder, begins, metrics, say)
+    return StageContext(config, place, splits, models, folder, begins, metrics, say)
 
 
-def _begins(config: Config, place: int, models: dict[str, Held], data: str) -> str:
+def _begins(config: Config, place: int, models: dict[str, Model], data: str) -> str:
     """Return a digest of all that decides what a stage makes."""
     stage = config.stages[place]
     fields = ("model", "teacher", "source")
@@ -205,40 +209,42 @@ def _begins(config: Config, place: int, models: dict[str, Held], data: str) -> s
     return "+".join([own, *(state.digest(models[name]) for name in names)])
 
 
-def _stage(stage: AnyStage, job: Job, done: Progress) -> Progress:
+def _stage(stage: AnyStage, context: StageContext, done: Progress) -> Progress:
     """Run a stage, and keep what it has made in its `final`."""
     begin = time.perf_counter()
-    _open_folder(job)
-    made = stage.run(job)
+    _open_folder(context)
+    made = stage.run(context)
     seconds = time.perf_counter() - begin
-    result, logits = outcomes.of_stage(stage, job, made, done.teacher, seconds)
+    result, logits = outcomes.of_stage(stage, context, made, done.teacher, seconds)
     if result is not None and logits is not None:
-        sha256 = directory.write_array(job.folder / LOGITS, logits)
+        sha256 = directory.write_array(context.folder / LOGITS, logits)
         result["logits_sha256"] = sha256
     notes = {
         **state.meta(made.held),
-        "begins": job.begins,
+        "begins": context.begins,
         "rows": made.rows,
         "result": result,
     }
-    checkpoint.write(job.folder / FINAL, state.tree(made.held), notes)
-    return _after(stage, job, done, Final(made.held, made.rows, result, logits))
+    checkpoint.write(context.folder / FINAL, state.tree(made.held), notes)
+    return _after(
+        stage, context, done, FinishedStage(made.held, made.rows, result, logits)
+    )
 
 
-def _open_folder(job: Job) -> None:
+def _open_folder(context: StageContext) -> None:
     """Make the stage's folder, without what was made from other inputs."""
-    wanted = store.identity(begins=job.begins)
-    store.make_way(job.folder, job.warn)
-    if differ := store.open_dir(job.folder, wanted):
-        why = f"{job.folder} was made from other inputs ({differ})"
-        if others := _others(job.folder):
-            aside = store.set_aside(job.folder).name
-            job.warn(f"{why} and holds {others[0]}, of others; it is now {aside}")
+    wanted = store.identity(begins=context.begins)
+    store.make_way(context.folder, context.warn)
+    if differ := store.open_dir(context.folder, wanted):
+        why = f"{context.folder} was made from other inputs ({differ})"
+        if others := _others(context.folder):
+            aside = store.set_aside(context.folder).name
+            context.warn(f"{why} and holds {others[0]}, of others; it is now {aside}")
         else:
-            job.warn(f"{why}; it is emptied")
-            store.remove_dir(job.folder)
-        store.open_dir(job.folder, wanted)
-    store.make_way(job.folder / FINAL, job.warn)
+            context.warn(f"{why}; it is emptied")
+            store.remove_dir(context.folder)
+        store.open_dir(context.folder, wanted)
+    store.make_way(context.folder / FINAL, context.warn)
 
 
 def _others(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -256,17 +262,19 @@ def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-class Final(NamedTuple):
+class FinishedStage(NamedTuple):
     """What a stage has made: the model, its rows, its result, its logits."""
 
-    held: Held
+    held: Model
     rows: list[Row]
     result: Row | None
     logits: np.ndarray | None
 
 
-def _after(stage: AnyStage, job: Job, done: Progress, final: Final) -> Progress:
-    teaches = stage.model == outcomes.teacher_of(job.config)
+def _after(
+    stage: AnyStage, context: StageContext, done: Progress, final: FinishedStage
+) -> Progress:
+    teaches = stage.model == outcomes.teacher_of(context.config)
     return Progress(
         {**done.models, stage.model: final.held},
         [*done.rows, *final.rows],
@@ -275,48 +283,50 @@ def _after(stage: AnyStage, job: Job, done: Progress, final: Final) -> Progress:
     )
 
 
-def _final(stage: AnyStage, job: Job) -> Final | None:
+def _final(stage: AnyStage, context: StageContext) -> FinishedStage | None:
     """Return what a stage has made, if it is done and began with what there is now."""
-    path = job.folder / FINAL
+    path = context.folder / FINAL
     store.recover(path)
     if not path.is_dir():
         return None
     try:
         found = checkpoint.read(path)
-        if found.meta["begins"] != job.begins:
+        if found.meta["begins"] != context.begins:
             raise ValueError(f"{path} was made from other inputs")
         params, extra = state.variables(found.tree, found.meta)
         recipe = tuple(found.meta["recipe"])
         net = networks.build(
-            job.config.models[stage.model],
+            context.config.models[stage.model],
             recipe,
             params,
             extra,
-            classes=job.world.classes,
-            image_shape=job.world.image_shape,
+            classes=context.splits.classes,
+            image_shape=context.splits.image_shape,
         )
         # Of a search: a network that has yet to be trained.
-        held = Held(net, params, extra, recipe) if params else Held(net, recipe=recipe)
+        held = (
+            Model(net, params, extra, recipe) if params else Model(net, recipe=recipe)
+        )
         result = found.meta["result"]
-        logits = None if result is None else _logits(held, job, result)
+        logits = None if result is None else _logits(held, context, result)
     except (OSError, ValueError) as error:
-        job.warn(f"{error}; the stage is done again")
+        context.warn(f"{error}; the stage is done again")
         return None
-    return Final(held, found.meta["rows"], result, logits)
+    return FinishedStage(held, found.meta["rows"], result, logits)
 
 
-def _logits(held: Held, job: Job, result: Row) -> np.ndarray:
+def _logits(held: Model, context: StageContext, result: Row) -> np.ndarray:
     """Return the logits that a stage has left, computed again if they are damaged.
 
     Raises:
       ValueError: if they then differ, as on another device.
     """
-    file, sha256 = job.folder / LOGITS, result["logits_sha256"]
+    file, sha256 = context.folder / LOGITS, result["logits_sha256"]
     try:
         return directory.read_array(file, sha256)
     except (OSError, ValueError) as error:
-        job.warn(f"{error}; it is computed again")
-    logits = measuring.logits(held, job.world)
+        context.warn(f"{error}; it is computed again")
+    logits = measuring.logits(held, context.splits)
     if directory.write_array(file, logits) != sha256:
         raise ValueError(f"{file} is not what the stage had computed")
     return logits

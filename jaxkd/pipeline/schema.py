@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from jaxkd._text import alternatives, did_you_mean
-from jaxkd.pipeline.parts import Value
+from jaxkd.pipeline.parts import Options
 
 LEAST = 1e-30  # the least number beside 0: float32 makes 0 of what is far smaller
 # A path cannot hold all of them, and a terminal obeys them.
@@ -80,7 +80,7 @@ def _tables(kind: Any) -> dict[Any, Any]:
     return {
         part.__struct_config__.tag: part
         for part in parts
-        if isinstance(part, type) and issubclass(part, Value)
+        if isinstance(part, type) and issubclass(part, Options)
     }
 
 

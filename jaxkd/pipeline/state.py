@@ -8,24 +8,24 @@ import jax
 import numpy as np
 
 from jaxkd import store
-from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.networks import Model
 
 
-def digest(held: Held) -> str:
+def digest(held: Model) -> str:
     """Return the SHA-256 of a model's variables and recipe."""
     recipe = json.dumps(held.recipe, sort_keys=True)
     variables = store.digest({"params": held.params, "state": held.state})
     return hashlib.sha256(f"{recipe}\0{variables}".encode()).hexdigest()
 
 
-def tree(held: Held) -> dict[str, Any]:
+def tree(held: Model) -> dict[str, Any]:
     """What a checkpoint keeps of a model as arrays; of none, one that says so."""
     if held.params is None:
         return {"untrained": np.ones(())}
     return {"params": held.params, "state": held.state}
 
 
-def meta(held: Held) -> dict[str, Any]:
+def meta(held: Model) -> dict[str, Any]:
     """What it keeps beside them; empty dicts, which a tree of arrays cannot hold."""
     return {"recipe": list(held.recipe), "empty": _empty(tree(held), ())}
 

@@ -9,7 +9,7 @@ import msgspec
 
 from jaxkd.pipeline import parts
 from jaxkd.pipeline.config import Config
-from jaxkd.pipeline.parts import Value
+from jaxkd.pipeline.parts import Options
 from jaxkd.pipeline.stages import KINDS, Train
 
 
@@ -27,7 +27,7 @@ def dumps(config: Config, *, comments: bool = False) -> str:
     return "\n".join(_table(config, "", comments)).strip() + "\n"
 
 
-def _table(value: Value, path: str, comments: bool) -> Iterator[str]:
+def _table(value: Options, path: str, comments: bool) -> Iterator[str]:
     """Return the lines of a value's own keys, then of its tables."""
     kind = type(value)
     if kind.__struct_config__.tag is not None:
@@ -45,26 +45,26 @@ def _table(value: Value, path: str, comments: bool) -> Iterator[str]:
 
 
 def _is_table(item: Any) -> bool:
-    stages = isinstance(item, tuple) and item and isinstance(item[0], Value)
-    return isinstance(item, Value | dict) or bool(stages)
+    stages = isinstance(item, tuple) and item and isinstance(item[0], Options)
+    return isinstance(item, Options | dict) or bool(stages)
 
 
 def _nested(path: str, item: Any, comments: bool) -> Iterator[str]:
     about = lambda value: [f"# {(type(value).__doc__ or '').splitlines()[0]}"]
-    if isinstance(item, Value):
+    if isinstance(item, Options):
         yield from ["", *(about(item) if comments else []), f"[{path}]"]
         yield from _table(item, path, comments)
     elif isinstance(item, tuple):
         for one in item:
             yield from ["", *(about(one) if comments else []), f"[[{path}]]"]
             yield from _table(one, path, comments)
-    elif not item or not all(isinstance(v, dict | Value) for v in item.values()):
+    elif not item or not all(isinstance(v, dict | Options) for v in item.values()):
         yield from ["", f"[{path}]"]
         yield from (f"{_key(name)} = {_text(v)}" for name, v in item.items())
     else:
         # A header of its own, so that what a loss is called is seen.
         for name, one in item.items():
-            if isinstance(one, Value):
+            if isinstance(one, Options):
                 yield from _nested(f"{path}.{_key(name)}", one, comments)
             else:
                 yield from ["", f"[{path}.{_key(name)}]"]
@@ -120,9 +120,9 @@ def defaults() -> Config:
     return Config(
         models={
             "teacher": teacher,
-            "source": parts.Mlp(),
-            "student": parts.Cnn(),
-            "searched": parts.Space(),
+            "source": parts.MlpTable(),
+            "student": parts.CnnTable(),
+            "searched": parts.SpaceTable(),
         },
         stages=(
             Train(model="teacher"),

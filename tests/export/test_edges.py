@@ -238,7 +238,7 @@ def test_a_converter_that_does_otherwise_is_noticed(written):
     for wrong in (ends[0]._replace(scale=1.0), ends[0]._replace(zero_point=7)):
         with pytest.raises(NotImplementedError, match="another grid.*leave io out"):
             _tflite.with_integer_ends(blob, (wrong, ends[1]))
-    with pytest.raises(NotImplementedError, match="other operations at the ends"):
+    with pytest.raises(NotImplementedError, match="int8 at the ends needs"):
         _tflite.with_integer_ends((folder / "int8.tflite").read_bytes(), ends)
 
 

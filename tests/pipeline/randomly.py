@@ -47,7 +47,10 @@ class Randomly:
 
     def config(self):
         """A table like those of TOML files, its names mostly fitting together."""
-        rng, kinds = self.rng, [parts.Mlp, parts.Cnn, parts.Space, parts.Zoo]
+        rng, kinds = (
+            self.rng,
+            [parts.MlpTable, parts.CnnTable, parts.SpaceTable, parts.Zoo],
+        )
         odd = rng.choice(["other"] * 8 + ["Student", "t.json"])
         names = ["student", "teacher", odd][: rng.choice([1, 2, 2, 2, 3])]
         raw = {"data": self.table(data_kinds.Tfds, 0.2), "models": {}, "stages": []}
@@ -56,7 +59,7 @@ class Randomly:
         for name in names:
             (kind,) = rng.choices(kinds, [5, 5, 2, 1])
             model = raw["models"][name] = self.table(kind, 0.2)
-            if kind is parts.Space and "widths" in model:
+            if kind is parts.SpaceTable and "widths" in model:
                 model["widths"] = rng.choice([[4] * 4] * 4 + [[8], [0] * 4])
             if kind is parts.Zoo:
                 model["name"] = rng.choice(["resnet8x4"] * 9 + ["vit_tiny", "resnet"])
@@ -151,7 +154,7 @@ class Randomly:
             return rng.choice(TEXTS if odd else [""] if named else ["", "", "", "*"])
         if kind in (int, float):
             return self.number(kind, bounds)
-        if isinstance(kind, type) and issubclass(kind, parts.Value):
+        if isinstance(kind, type) and issubclass(kind, parts.Options):
             return self.table(kind, 0.5)
         return rng.choice(WILD)
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxkd import train
 from jaxkd.data import augment
-from jaxkd.pipeline import world
+from jaxkd.pipeline import run_data
 from jaxkd.pipeline.data_kinds import Tfds
 from jaxkd.pipeline.parts import Augment
 
@@ -25,7 +25,7 @@ VALUES = {
 @pytest.mark.parametrize("name", VALUES)
 def test_each_changes_the_training_images_and_no_others(name):
     chosen = Augment(**{name: VALUES[name]})
-    made = world.make(Tfds(name="digits", train_images=100, augment=chosen))
+    made = run_data.make(Tfds(name="digits", train_images=100, augment=chosen))
     assert made.view.random and not made.plain.random
     batch = train.example(made.resident, made.plain, size=32)
     raw = train.example(made.resident, augment.chain(), size=32)

@@ -181,9 +181,9 @@ def test_weights_of_another_table_are_refused_whatever_was_done_to_them(
     params, extra = net.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
     details = {"fold": {"shapes": networks.shapes(params, extra)}}
     recipe = tuple({"step": step, **details.get(step, {})} for step in steps)
-    notes = state.meta(networks.Held(net, params, extra, recipe))
+    notes = state.meta(networks.Model(net, params, extra, recipe))
     if told:
-        table = parts.Mlp(widths=(16, 16, 16), dropout=0.5)
+        table = parts.MlpTable(widths=(16, 16, 16), dropout=0.5)
         notes["model"] = networks.description(table)
     checkpoint.write(folder, {"params": params, "state": extra}, notes)
 

@@ -11,12 +11,12 @@ import pytest
 from jaxkd import distill, losses
 from jaxkd.pipeline import (
     objective,
-    order,
+    overrides,
     reading,
     run as runs,
-    settings,
+    run_data,
     toml,
-    world as worlds,
+    validate,
 )
 from tests.pipeline import small
 
@@ -52,7 +52,7 @@ def test_each_shipped_configuration_fits_its_networks_and_data(name):
     config = reading.load(name)
     if config.data.name != "digits" and "JAXKD_ARCHIVES" not in os.environ:
         pytest.skip("needs the archives: set JAXKD_ARCHIVES")
-    runs.rehearse(config, worlds.make(config.data))
+    runs.rehearse(config, run_data.make(config.data))
 
 
 def test_every_combination_is_there_for_both_data_sets():
@@ -112,7 +112,7 @@ def test_a_change_counts_from_zero_and_takes_names_and_kinds(tmp_path):
 
 
 def test_stages_are_named_after_their_kind_and_numbered_if_need_be():
-    config = order.named(toml.defaults())
+    config = validate.named(toml.defaults())
     names = [stage.name for stage in config.stages]
     assert names == [
         *("train-1", "train-2", "search", "train-3", "transfer", "distill", "prune"),
@@ -367,7 +367,7 @@ def test_a_ramp_goes_from_start_to_end_between_two_epochs():
 
 def test_a_word_that_is_not_toml_is_text():
     config = {"a": {"b": 1}, "c": [{"name": "x", "v": 1}]}
-    assert settings.changed(config, "a.b=hello there")["a"]["b"] == "hello there"
-    assert settings.changed(config, "a.b=[1, 2]")["a"]["b"] == [1, 2]
-    assert settings.changed(config, "c.x.v=2")["c"] == [{"name": "x", "v": 2}]
+    assert overrides.changed(config, "a.b=hello there")["a"]["b"] == "hello there"
+    assert overrides.changed(config, "a.b=[1, 2]")["a"]["b"] == [1, 2]
+    assert overrides.changed(config, "c.x.v=2")["c"] == [{"name": "x", "v": 2}]
     assert config == {"a": {"b": 1}, "c": [{"name": "x", "v": 1}]}

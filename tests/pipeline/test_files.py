@@ -16,7 +16,7 @@ import pytest
 
 from jaxkd import checkpoint, report, store
 from jaxkd.__main__ import main
-from jaxkd.pipeline import applying, directory, reading, run as runs, summary, tools
+from jaxkd.pipeline import applying, commands, directory, reading, run as runs, summary
 from tests.pipeline.small import read, without_timings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def test_weights_that_were_changed_are_refused_with_their_name(run, file, tmp_pa
     with pytest.raises(ValueError, match=f"{changed.name} has changed; .*{again}"):
         runs.rehearse(
             reading.load(file, [change]),
-            runs.worlds.make(reading.load(file).data),
+            runs.run_data.make(reading.load(file).data),
         )
     runs.resume(run)
     assert store.damage(folder) is None
@@ -160,7 +160,7 @@ def test_models_may_have_any_names_beside_each_other(tmp_path):
 
 @pytest.mark.bad_input
 def test_a_folder_of_others_is_refused_before_any_work(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs.worlds, "make", lambda data: pytest.fail("work began"))
+    monkeypatch.setattr(runs.run_data, "make", lambda data: pytest.fail("work began"))
     project = tmp_path / "project"
     precious = project / "models" / "student" / "precious.py"
     precious.parent.mkdir(parents=True)
@@ -198,7 +198,7 @@ def test_a_report_does_not_replace_other_files(run, tmp_path):
 
 @pytest.mark.bad_input
 def test_an_export_replaces_only_files_of_an_earlier_one(run, tmp_path):
-    export = lambda: tools.export(run, "student", ["stablehlo"], tmp_path)
+    export = lambda: commands.export(run, "student", ["stablehlo"], tmp_path)
     for name in ("student.stablehlo", "student.files.json"):
         (tmp_path / name).write_text('{"files": 1}')
         with pytest.raises(ValueError, match=f"{name} was not written by jaxkd export"):

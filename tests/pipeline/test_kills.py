@@ -71,11 +71,11 @@ from jaxkd.pipeline.stages import Finetune
 real = Finetune.run
 
 
-def run(stage, job):
+def run(stage, context):
     if stage.name == "finetune":
         size = os.path.getsize(os.path.join(sys.argv[1], "metrics.jsonl"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    return real(stage, job)
+    return real(stage, context)
 
 
 Finetune.run = run

@@ -18,7 +18,7 @@ from PIL import Image
 from jaxkd import data, export, models
 from jaxkd.__main__ import main
 from jaxkd.data import preprocessing
-from jaxkd.pipeline import applying, data_kinds, measuring, new, reading, toml, world
+from jaxkd.pipeline import applying, data_kinds, measuring, new, reading, run_data, toml
 from tests import pictures
 
 TEXT = """
@@ -211,7 +211,7 @@ def test_every_kind_loads_and_is_the_same_after_being_printed(photos, cache, tmp
         (data_kinds.Python(source="tests.pictures:arrays"), "tests.pictures:arrays"),
     ]:
         assert kind.title == title
-        made = world.make(kind)
+        made = run_data.make(kind)
         assert made.classes >= 2 and len(made.test) and len(made.validation)
         raw = {"data": {"kind": kind.kind}, "models": {}, "stages": []}
         for name in kind.__struct_fields__:
@@ -230,7 +230,7 @@ def _rest(config):
 def test_class_balanced_repeats_images_of_small_classes(photos, cache):
     kind = data_kinds.Folder(path=str(photos), size=4, class_balanced=True)
     plain = data_kinds.Folder(path=str(photos), size=4)
-    balanced, train = world.make(kind).train, world.make(plain).train
+    balanced, train = run_data.make(kind).train, splits.make(plain).train
     counts = np.bincount(balanced.labels)
     assert set(counts) == {np.bincount(train.labels).max()}
     assert set(balanced.index) == set(train.index)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxkd import checkpoint, evaluate
-from jaxkd.pipeline import directory, loading, reading, run as runs, world as worlds
+from jaxkd.pipeline import directory, loading, reading, run as runs, run_data
 from tests.pipeline.small import read, rows, variables
 
 DATA = """
@@ -68,11 +68,11 @@ def test_simkd_ends_in_the_teachers_classifier_and_is_loaded_again(tmp_path):
         np.testing.assert_array_equal(found["state"]["head"][name], array)
     assert [row["epoch"] for row in distilled(run)] == [1, 2]
     # From its folder: the network is built again from table, recipe and teacher.
-    world = worlds.make(config.data)
-    held = loading.loaded(config, "student", str(run / "models" / "student"), world)
+    splits = run_data.make(config.data)
+    held = loading.loaded(config, "student", str(run / "models" / "student"), splits)
     forward = jax.jit(lambda x: held.net.apply(held.params, held.state, x, train=False))
-    x = world.plain(jax.random.key(0), {"image": world.test.images})["image"]
-    accuracy = evaluate.accuracy(forward(x)[0].logits, world.test.labels)
+    x = splits.plain(jax.random.key(0), {"image": splits.test.images})["image"]
+    accuracy = evaluate.accuracy(forward(x)[0].logits, splits.test.labels)
     assert float(accuracy) == pytest.approx(read(run)["rows"][-1]["accuracy"])
 
 
@@ -180,7 +180,7 @@ def test_a_recipe_that_does_not_fit_is_refused_before_work(
 ):
     config = load(tmp_path, TEACHER, recipe, more)
     with pytest.raises(ValueError, match=message):
-        runs.rehearse(config, worlds.make(config.data))
+        runs.rehearse(config, run_data.make(config.data))
 
 
 @pytest.mark.bad_input
@@ -189,4 +189,4 @@ def test_stored_scores_need_a_view_without_augmentation(tmp_path):
     path = tmp_path / "stored.toml"
     config = reading.load(path, ["data.augment.flip=true"])
     with pytest.raises(ValueError, match="leave data.augment out"):
-        runs.rehearse(config, worlds.make(config.data))
+        runs.rehearse(config, run_data.make(config.data))

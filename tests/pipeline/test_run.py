@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxkd import _tree, checkpoint, evaluate, export
-from jaxkd.pipeline import directory, measuring, run as runs, state, world as worlds
+from jaxkd.pipeline import directory, measuring, run as runs, run_data, state
 from tests.pipeline.small import STAGES, assert_same, read, rows
 
 
@@ -84,8 +84,8 @@ def test_best_takes_the_epoch_that_was_best_on_the_validation_images(whole, conf
 def test_the_exported_file_is_the_model(whole):
     (file,) = read(whole)["rows"][-1]["files"]
     program = export.load(whole / file["path"])
-    world = worlds.make(runs.reading.load(whole / "config.toml").data)
-    seen = world.plain(jax.random.key(0), {"image": world.test.images[:100]})["image"]
+    splits = run_data.make(runs.reading.load(whole / "config.toml").data)
+    seen = splits.plain(jax.random.key(0), {"image": splits.test.images[:100]})["image"]
     logits = np.load(whole / "stages" / "06-quantize" / "logits.npy")[:100]
     agree = np.mean(program(seen).argmax(1) == logits.argmax(1))
     assert agree >= 0.99
@@ -131,7 +131,7 @@ batch_size = 50
 
 
 def test_a_digest_tells_any_bit_and_any_recipe_apart():
-    held = runs.Held(None, {"a": np.zeros(3)}, {}, ())
+    held = runs.Model(None, {"a": np.zeros(3)}, {}, ())
     other = held._replace(params={"a": np.array([0.0, 0.0, -0.0])})
     digests = [state.digest(h) for h in (held, other, held._replace(recipe=({},)))]
     assert len(set(digests)) == 3

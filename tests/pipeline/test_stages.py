@@ -36,12 +36,12 @@ def test_every_kind_is_listed_documented_and_in_a_file_of_its_own():
 def test_each_step_of_a_recipe_is_of_one_kind():
     assert len(STEPS) == sum(len(kind.steps) for kind in KINDS)
     assert {*STEPS} == {"choose", "recipe", "prune", "fold", "quantize"}
-    model = parts.Mlp()
+    model = parts.MlpTable()
     how = {"classes": 10, "image_shape": (8, 8, 1)}
     with pytest.raises(ValueError, match="unknown step 'prun'; .*did you mean prune"):
         networks.build(model, [{"step": "prun"}], {}, {}, **how)
     with pytest.raises(ValueError, match="no network before a search"):
-        networks.build(parts.Space(), [], {}, {}, **how)
+        networks.build(parts.SpaceTable(), [], {}, {}, **how)
 
 
 def test_evaluate_measures_a_split_and_changes_nothing(tmp_path):
@@ -51,7 +51,7 @@ def test_evaluate_measures_a_split_and_changes_nothing(tmp_path):
     )
     config = Config(
         data=data_kinds.Tfds(train_images=100),
-        models={"student": parts.Mlp(widths=(8,))},
+        models={"student": parts.MlpTable(widths=(8,))},
         stages=(
             train(name="train", epochs=1, batch_size=50),
             before(name="seen", split="train"),
@@ -65,9 +65,9 @@ def test_evaluate_measures_a_split_and_changes_nothing(tmp_path):
     assert trained["digest"] == first["digest"] == last["digest"]
     assert unseen["accuracy"] == pytest.approx(trained["accuracy"])
     assert unseen["nll"] == pytest.approx(trained["nll"]) != seen["nll"]
-    world = runs.worlds.make(config.data)
-    held = runs.loading.loaded(config, "student", run / "models" / "student", world)
-    images = world.plain(jax.random.key(0), {"image": world.train.images})["image"]
+    splits = runs.run_data.make(config.data)
+    held = runs.loading.loaded(config, "student", run / "models" / "student", splits)
+    images = splits.plain(jax.random.key(0), {"image": splits.train.images})["image"]
     outputs, _ = held.net.apply(held.params, held.state, images, train=False)
-    right = np.mean(outputs.logits.argmax(-1) == world.train.labels)
+    right = np.mean(outputs.logits.argmax(-1) == splits.train.labels)
     assert seen["accuracy"] == pytest.approx(right)

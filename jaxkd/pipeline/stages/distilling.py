@@ -13,10 +13,10 @@ from jaxkd import recipes, train
 from jaxkd._text import alternatives
 from jaxkd.models.net import Net
 from jaxkd.pipeline import networks, optimizing, schema
-from jaxkd.pipeline.networks import Held, Origin, Step
-from jaxkd.pipeline.parts import Losses, Model, about
-from jaxkd.pipeline.stages.job import Job, Made
-from jaxkd.pipeline.stages.stage import Known
+from jaxkd.pipeline.networks import Model, Origin, Step
+from jaxkd.pipeline.parts import Losses, ModelTable, about
+from jaxkd.pipeline.stages.context import StageContext, StageResult
+from jaxkd.pipeline.stages.stage import ModelStatus
 from jaxkd.pipeline.stages.training import (
     Taught,
     fit_recipe,
@@ -33,7 +33,7 @@ OBJECTS = ("margins", "between")  # arguments that are no values
 def _rebuild(net: Any, step: Step, origin: Origin) -> Net:
     """Extend a student as its recipe did, told by the teacher's table and shapes."""
     about = step["teacher"]
-    table = msgspec.convert(about["model"], Model)
+    table = msgspec.convert(about["model"], ModelTable)
     zeros = networks.zeros(about["shapes"])
     teacher = networks.build(
         table,
@@ -86,7 +86,7 @@ class Distill(Taught, frozen=True, kw_only=True, tag="distill", tag_field="kind"
         """All do, but a peer begins with fresh weights."""
         return self.recipe != "mutual"
 
-    def check(self, models: Mapping[str, Known]) -> Known:
+    def check(self, models: Mapping[str, ModelStatus]) -> ModelStatus:
         """Check the recipe and its options, too."""
         if self.recipe:
             _check_recipe(self)
@@ -96,25 +96,31 @@ class Distill(Taught, frozen=True, kw_only=True, tag="distill", tag_field="kind"
         # Past the losses, which a recipe does not look at.
         return super(Taught if self.recipe else Distill, self).check(models)
 
-    def rehearse(self, job: Job) -> Held:
+    def rehearse(self, context: StageContext) -> Model:
         """Trace an epoch, or all parts of a recipe."""
         if not self.recipe:
-            return super().rehearse(job)
-        held = job.models[self.model]
-        recipe, steps = _recipe(self, job)
-        params, state = trace_recipe(recipe, self, job, None, _teacher(self, job))
+            return super().rehearse(context)
+        held = context.models[self.model]
+        recipe, steps = _recipe(self, context)
+        params, state = trace_recipe(
+            recipe, self, context, None, _teacher(self, context)
+        )
         net = recipe.net if steps else held.net
-        return Held(net, params, state, steps or held.recipe)
+        return Model(net, params, state, steps or held.recipe)
 
-    def run(self, job: Job) -> Made:
+    def run(self, context: StageContext) -> StageResult:
         """Train the model for its epochs, or through all parts of a recipe."""
         if not self.recipe:
-            return super().run(job)
-        held = job.models[self.model]
-        recipe, steps = _recipe(self, job)
-        (params, state), rows = fit_recipe(recipe, self, job, None, _teacher(self, job))
+            return super().run(context)
+        held = context.models[self.model]
+        recipe, steps = _recipe(self, context)
+        (params, state), rows = fit_recipe(
+            recipe, self, context, None, _teacher(self, context)
+        )
         net = recipe.net if steps else held.net
-        return Made(Held(net, params, state, steps or held.recipe), rows, len(rows))
+        return StageResult(
+            Model(net, params, state, steps or held.recipe), rows, len(rows)
+        )
 
 
 def _check_recipe(stage: Distill) -> None:
@@ -164,34 +170,40 @@ _FITS = {
 }
 
 
-def _teachers(stage: Distill, job: Job) -> list[recipes.Trained]:
-    found = [job.models[name] for name in stage.names("teacher")]
+def _teachers(stage: Distill, context: StageContext) -> list[recipes.Trained]:
+    found = [context.models[name] for name in stage.names("teacher")]
     return [(held.net, (held.params, held.state)) for held in found]
 
 
-def _teacher(stage: Distill, job: Job) -> recipes.Trained | None:
-    return next(iter(_teachers(stage, job)), None)
+def _teacher(stage: Distill, context: StageContext) -> recipes.Trained | None:
+    return next(iter(_teachers(stage, context)), None)
 
 
-def _recipe(stage: Distill, job: Job) -> tuple[recipes.Recipe, tuple[Step, ...]]:
+def _recipe(
+    stage: Distill, context: StageContext
+) -> tuple[recipes.Recipe, tuple[Step, ...]]:
     """Return the recipe, and the model's steps if it extends the network.
 
     Raises:
       ValueError: if it does not fit the networks, naming the recipe.
     """
-    held, world, steps = job.models[stage.model], job.world, steps_of(stage, job)
+    held, splits, steps = (
+        context.models[stage.model],
+        context.splits,
+        steps_of(stage, context),
+    )
     method = recipes.get(stage.recipe)
     usual = inspect.signature(method).parameters["budget"].default
     budget = usual._replace(epochs=stage.epochs, steps_per_epoch=steps)
-    teachers: Any = _teachers(stage, job)
+    teachers: Any = _teachers(stage, context)
     if stage.recipe != "ensemble":
-        teachers = _teacher(stage, job)
-    view = lambda r: train.example(r, world.plain, EXAMPLES)
-    batch = jax.eval_shape(view, world.resident)
+        teachers = _teacher(stage, context)
+    view = lambda r: train.example(r, splits.plain, EXAMPLES)
+    batch = jax.eval_shape(view, splits.resident)
     if not any(
         isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(teachers)
     ):
-        batch = jax.jit(view)(world.resident)
+        batch = jax.jit(view)(splits.resident)
     student = networks.started(held.net, start_of(held))
     try:
         recipe = recipes.build(
@@ -199,7 +211,7 @@ def _recipe(stage: Distill, job: Job) -> tuple[recipes.Recipe, tuple[Step, ...]]
             student,
             teachers,
             batch,
-            dataset=world.train,
+            dataset=splits.train,
             budget=budget,
             **stage.options,
         )
@@ -214,15 +226,15 @@ def _recipe(stage: Distill, job: Job) -> tuple[recipes.Recipe, tuple[Step, ...]]
         recipe = recipe._replace(stages=tuple(parts))
     if recipe.net is student:
         return recipe, ()
-    return recipe, (*held.recipe, _step(stage, job))
+    return recipe, (*held.recipe, _step(stage, context))
 
 
-def _step(stage: Distill, job: Job) -> Step:
+def _step(stage: Distill, context: StageContext) -> Step:
     """Return what is written down of a recipe that extends the network."""
     (name,) = stage.names("teacher")
-    teacher = job.models[name]
+    teacher = context.models[name]
     about = {
-        "model": msgspec.to_builtins(job.config.models[name]),
+        "model": msgspec.to_builtins(context.config.models[name]),
         "recipe": list(teacher.recipe),
         "shapes": networks.shapes(teacher.params, teacher.state),
     }

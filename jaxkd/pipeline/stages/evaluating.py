@@ -3,9 +3,9 @@
 from typing import Annotated, ClassVar, Literal
 
 from jaxkd.pipeline import measuring
-from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.networks import Model
 from jaxkd.pipeline.parts import about
-from jaxkd.pipeline.stages.job import Job, Made, row_of
+from jaxkd.pipeline.stages.context import StageContext, StageResult, row_of
 from jaxkd.pipeline.stages.stage import Stage
 
 
@@ -18,15 +18,15 @@ class Evaluate(Stage, frozen=True, kw_only=True, tag="evaluate", tag_field="kind
 
     needs_weights: ClassVar = True
 
-    def rehearse(self, job: Job) -> Held:
+    def rehearse(self, context: StageContext) -> Model:
         """Return the model, which does not change."""
-        return job.models[self.model]
+        return context.models[self.model]
 
-    def run(self, job: Job) -> Made:
+    def run(self, context: StageContext) -> StageResult:
         """Measure the model and leave a row."""
-        held, world = job.models[self.model], job.world
-        images = getattr(world, self.split)
-        logits = measuring.logits(held, world._replace(test=images))
+        held, splits = context.models[self.model], context.splits
+        images = getattr(splits, self.split)
+        logits = measuring.logits(held, splits._replace(test=images))
         found = measuring.quality(logits, images.labels, None)
         row = {
             **row_of(self),
@@ -35,6 +35,6 @@ class Evaluate(Stage, frozen=True, kw_only=True, tag="evaluate", tag_field="kind
             "accuracy": found["accuracy"],
             "nll": found["nll"],
         }
-        job.metrics.reset([])
-        job.metrics.add(row)
-        return Made(held, [row])
+        context.metrics.reset([])
+        context.metrics.add(row)
+        return StageResult(held, [row])

@@ -13,11 +13,11 @@ from msgspec import Meta
 
 from jaxkd import export, store
 from jaxkd.pipeline import memory
-from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.networks import Model
 from jaxkd.pipeline.parts import about, whole
-from jaxkd.pipeline.stages.job import Job, Made, row_of
-from jaxkd.pipeline.stages.stage import Known, Stage
-from jaxkd.pipeline.world import World
+from jaxkd.pipeline.run_data import RunData
+from jaxkd.pipeline.stages.context import StageContext, StageResult, row_of
+from jaxkd.pipeline.stages.stage import ModelStatus, Stage
 
 RECORD = ".files.json"
 SUFFIXES = {"stablehlo": ".stablehlo", "tflite": ".tflite", "onnx": ".onnx"}
@@ -41,7 +41,7 @@ class Export(Stage, frozen=True, kw_only=True, tag="export", tag_field="kind"):
 
     needs_weights: ClassVar = True
 
-    def check(self, models: Mapping[str, Known]) -> Known:
+    def check(self, models: Mapping[str, ModelStatus]) -> ModelStatus:
         """Refuse formats that the model or this installation cannot have."""
         after = super().check(models)
         if self.int8 and not after.quantized:
@@ -64,35 +64,35 @@ class Export(Stage, frozen=True, kw_only=True, tag="export", tag_field="kind"):
                 )
         return after
 
-    def run(self, job: Job) -> Made:
+    def run(self, context: StageContext) -> StageResult:
         """Write the files and measure each on the test images."""
-        held = job.models[self.model]
-        folder = job.folder / "files"
+        held = context.models[self.model]
+        folder = context.folder / "files"
         folder.mkdir(parents=True, exist_ok=True)
         for path in foreign(folder, self.model, self.formats):
-            job.warn(f"{_not_ours(path)}; it is now {store.set_aside(path).name}")
+            context.warn(f"{_not_ours(path)}; it is now {store.set_aside(path).name}")
         found = write(
             held,
-            job.world,
+            context.splits,
             self.formats,
             folder,
             self.model,
             batch=self.batch,
             latency=self.latency,
         )
-        root = job.folder.parents[1]
+        root = context.folder.parents[1]
         files = [
             {**each, "path": (folder / each["path"]).relative_to(root).as_posix()}
             for each in found
         ]
         row = {**row_of(self), "files": [f["path"] for f in files]}
-        job.metrics.reset([])
-        job.metrics.add(row)
-        return Made(held, [row], files=tuple(files))
+        context.metrics.reset([])
+        context.metrics.add(row)
+        return StageResult(held, [row], files=tuple(files))
 
-    def rehearse(self, job: Job) -> Held:
+    def rehearse(self, context: StageContext) -> Model:
         """Trace the network on a batch of the files."""
-        held, shape = job.models[self.model], job.world.image_shape
+        held, shape = context.models[self.model], context.splits.image_shape
         images = jax.ShapeDtypeStruct((self.batch or 1, *shape), jnp.float32)
         forward = lambda params, state, x: held.net.apply(
             params, state, x, train=False
@@ -102,8 +102,8 @@ class Export(Stage, frozen=True, kw_only=True, tag="export", tag_field="kind"):
 
 
 def write(
-    held: Held,
-    world: World,
+    held: Model,
+    splits: RunData,
     formats: Sequence[str],
     folder: pathlib.Path,
     name: str,
@@ -118,15 +118,15 @@ def write(
 
     Args:
       held: the model.
-      world: the data, whose test images the files are measured on.
+      splits: the data, whose test images the files are measured on.
       formats: of "stablehlo", "tflite" and "onnx".
       folder: where the files go.
       name: of the model.
       batch: images in a call; 0 for any number.
       latency: whether the files are timed.
     """
-    images = jnp.asarray(world.test.images[:64])
-    seen = world.plain(jax.random.key(0), {"image": images})["image"]
+    images = jnp.asarray(splits.test.images[:64])
+    seen = splits.plain(jax.random.key(0), {"image": images})["image"]
     found = []
     for format in formats:
         path = folder / f"{name}{SUFFIXES[format]}"
@@ -143,12 +143,12 @@ def write(
             inputs=np.asarray(seen),
             batch=batch or None,
             name=name,
-            classes=world.test.classes,
-            preprocessing=world.preprocessing,
+            classes=splits.test.classes,
+            preprocessing=splits.preprocessing,
         )
         row = _row(report, path)
         _record(folder / f"{name}{RECORD}", row)  # at once: it says whose the file is
-        found.append({**row, **_measured(path, world, latency)})
+        found.append({**row, **_measured(path, splits, latency)})
         _record(folder / f"{name}{RECORD}", found[-1])
     return found
 
@@ -248,12 +248,12 @@ def _row(report: export.ExportReport, path: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _measured(path: pathlib.Path, world: World, latency: bool) -> dict[str, Any]:
+def _measured(path: pathlib.Path, splits: RunData, latency: bool) -> dict[str, Any]:
     try:
         program = export.load(path)
     except ImportError:
         return {}  # no runtime here
-    row: dict[str, Any] = export.evaluate(program, world.test, view=world.plain)
+    row: dict[str, Any] = export.evaluate(program, splits.test, view=splits.plain)
     if latency:
         (milliseconds,) = export.latency([path])
         row["milliseconds"] = round(milliseconds, 4)

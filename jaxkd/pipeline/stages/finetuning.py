@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from jaxkd import transfer
 from jaxkd.models.net import Net
-from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.networks import Model
 from jaxkd.pipeline.parts import about
 from jaxkd.pipeline.stages.training import Taught
 
@@ -18,7 +18,7 @@ class Finetune(Taught, frozen=True, kw_only=True, tag="finetune", tag_field="kin
 
     needs_weights: ClassVar = True
 
-    def network(self, held: Held) -> Net:
+    def network(self, held: Model) -> Net:
         """Return the network, its statistics frozen if asked for."""
         if self.frozen_statistics:
             return transfer.frozen_statistics(held.net)

@@ -13,10 +13,10 @@ from jaxkd import losses, store
 from jaxkd.compress import prune
 from jaxkd.compress.prune.metric import part
 from jaxkd.pipeline import memory
-from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.networks import Model
 from jaxkd.pipeline.parts import Patterns, about, whole
-from jaxkd.pipeline.stages.job import Job, Made, row_of
-from jaxkd.pipeline.stages.stage import Known, Stage
+from jaxkd.pipeline.stages.context import StageContext, StageResult, row_of
+from jaxkd.pipeline.stages.stage import ModelStatus, Stage
 
 GROUPS, SENSITIVITIES, SEARCH = "groups.txt", "sensitivities.json", "search.jsonl"
 LEAST = 0.9  # of the cost that is left: what is far smaller is not worth comparing
@@ -58,7 +58,7 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
     # Widths are those of the variables.
     steps: ClassVar = {"prune": lambda net, step, origin: prune.resized(net)}
 
-    def check(self, models: Mapping[str, Known]) -> Known:
+    def check(self, models: Mapping[str, ModelStatus]) -> ModelStatus:
         """Refuse a model that is quantized."""
         after = super().check(models)
         if after.quantized:
@@ -68,14 +68,16 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
             )
         return dataclasses.replace(after, pruned=True)
 
-    def run(self, job: Job) -> Made:
+    def run(self, context: StageContext) -> StageResult:
         """Scores the channels, chooses, removes, and checks the result."""
-        held, world = job.models[self.model], job.world
+        held, splits = context.models[self.model], context.splits
         net, variables = held.net, (held.params, held.state)
-        plan, target = _plan(self, held, job)
-        store.write_file(job.folder / GROUPS, f"{plan.listing()}\n".encode())
-        dropped = _chosen(self, job, plan, target, held)
-        x = world.plain(job.stage_key, {"image": world.resident["image"][:8]})["image"]
+        plan, target = _plan(self, held, context)
+        store.write_file(context.folder / GROUPS, f"{plan.listing()}\n".encode())
+        dropped = _chosen(self, context, plan, target, held)
+        x = splits.plain(context.stage_key, {"image": splits.resident["image"][:8]})[
+            "image"
+        ]
         prune.check_net(net, plan, *variables, dropped, x)
         params, state = plan.apply(variables, dropped)
         keep = plan.keep(dropped)
@@ -90,19 +92,19 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
             "macs": plan.macs(dropped),
             "parameters": plan.params(dropped),
         }
-        job.metrics.reset([])
-        job.metrics.add(row)
-        pruned = Held(
+        context.metrics.reset([])
+        context.metrics.add(row)
+        pruned = Model(
             prune.resized(net), params, state, (*held.recipe, {"step": "prune"})
         )
-        return Made(pruned, [row])
+        return StageResult(pruned, [row])
 
-    def rehearse(self, job: Job) -> Held:
+    def rehearse(self, context: StageContext) -> Model:
         """Find the groups and whether the target can be met; widths stay."""
-        held = job.models[self.model]
-        plan, _ = _plan(self, held, job)
+        held = context.models[self.model]
+        plan, _ = _plan(self, held, context)
         memory.traced(
-            lambda p, z: _scores(self, job, plan, held._replace(params=p, state=z)),
+            lambda p, z: _scores(self, context, plan, held._replace(params=p, state=z)),
             held.params,
             held.state,
         )
@@ -110,9 +112,11 @@ class Prune(Stage, frozen=True, kw_only=True, tag="prune", tag_field="kind"):
         return held._replace(net=prune.resized(held.net), recipe=recipe)
 
 
-def _plan(stage: Prune, held: Held, job: Job) -> tuple[prune.Plan, prune.Target]:
+def _plan(
+    stage: Prune, held: Model, context: StageContext
+) -> tuple[prune.Plan, prune.Target]:
     analysed = functools.partial(
-        prune.analyse_net, held.net, held.params, held.state, job.world.image_shape
+        prune.analyse_net, held.net, held.params, held.state, context.splits.image_shape
     )
     plan = analysed(include=stage.include or None, exclude=stage.exclude or None)
     if not plan.groups:
@@ -136,12 +140,12 @@ def _plan(stage: Prune, held: Held, job: Job) -> tuple[prune.Plan, prune.Target]
     return plan, target
 
 
-def _scores(stage: Prune, job: Job, plan: prune.Plan, held: Held) -> Any:
+def _scores(stage: Prune, context: StageContext, plan: prune.Plan, held: Model) -> Any:
     if stage.criterion == "random":
-        key = jax.random.fold_in(job.stage_key, 1)
+        key = jax.random.fold_in(context.stage_key, 1)
         return jax.random.uniform(key, (plan.units,))
     if stage.criterion == "taylor":
-        return prune.criteria.taylor(plan, held.params, _gradient(stage, job, held))
+        return prune.criteria.taylor(plan, held.params, _gradient(stage, context, held))
     criteria = {
         "l1": prune.criteria.l1,
         "l2": prune.criteria.l2,
@@ -151,10 +155,10 @@ def _scores(stage: Prune, job: Job, plan: prune.Plan, held: Held) -> Any:
     return criteria[stage.criterion](plan, held.params)
 
 
-def _gradient(stage: Prune, job: Job, held: Held) -> Any:
+def _gradient(stage: Prune, context: StageContext, held: Model) -> Any:
     """Of the mean cross-entropy of the first training images, as they are."""
-    first = jax.tree.map(lambda a: a[: stage.examples], job.world.resident)
-    batch = job.world.plain(job.stage_key, first)
+    first = jax.tree.map(lambda a: a[: stage.examples], context.splits.resident)
+    batch = context.splits.plain(context.stage_key, first)
 
     def loss(params: Any) -> Any:
         outputs, _ = held.net.apply(params, held.state, batch["image"], train=False)
@@ -164,27 +168,31 @@ def _gradient(stage: Prune, job: Job, held: Held) -> Any:
 
 
 def _chosen(
-    stage: Prune, job: Job, plan: prune.Plan, target: prune.Target, held: Held
+    stage: Prune,
+    context: StageContext,
+    plan: prune.Plan,
+    target: prune.Target,
+    held: Model,
 ) -> np.ndarray:
     """Return the units that go. Accuracies are those on the validation images."""
-    scores = _scores(stage, job, plan, held)
+    scores = _scores(stage, context, plan, held)
     if stage.method == "uniform":
         return prune.uniform(plan, scores, target)
     if stage.method == "global":
         return prune.global_threshold(plan, scores, target)
-    some, seed = None, job.config.seed
+    some, seed = None, context.config.seed
     if stage.recalibrate:
-        some = part(job.world.resident, stage.recalibrate, seed)
+        some = part(context.splits.resident, stage.recalibrate, seed)
     metric = prune.masked_metric(
         held.net,
         plan,
         (held.params, held.state),
-        job.world.held_out,
-        view=job.world.plain,
+        context.splits.held_out,
+        view=context.splits.plain,
         recalibrate_on=some,
     )
     ratios = np.arange(0, 1 - 1e-9, stage.step).round(6).tolist()
-    file = job.folder / (SEARCH if stage.method == "search" else SENSITIVITIES)
+    file = context.folder / (SEARCH if stage.method == "search" else SENSITIVITIES)
 
     def measured() -> np.ndarray:
         if stage.method == "sensitivity":
@@ -203,6 +211,6 @@ def _chosen(
         # A file of another beginning: this folder is being done anew.
         if not file.exists():
             raise
-        job.warn(f"{error}; it is measured anew")
+        context.warn(f"{error}; it is measured anew")
         file.unlink()
         return measured()

@@ -9,10 +9,10 @@ import jax
 from jaxkd.compress import quantize
 from jaxkd.models.net import Net
 from jaxkd.pipeline import networks
-from jaxkd.pipeline.networks import Held, Origin, Step
+from jaxkd.pipeline.networks import Model, Origin, Step
 from jaxkd.pipeline.parts import Patterns, about, whole
-from jaxkd.pipeline.stages.job import Job, Made, row_of
-from jaxkd.pipeline.stages.stage import Known
+from jaxkd.pipeline.stages.context import StageContext, StageResult, row_of
+from jaxkd.pipeline.stages.stage import ModelStatus
 from jaxkd.pipeline.stages.training import Taught, fit, traced
 
 BATCH = 64  # images in a calibrating pass
@@ -60,7 +60,7 @@ class Quantize(Taught, frozen=True, kw_only=True, tag="quantize", tag_field="kin
     needs_weights: ClassVar = True
     steps: ClassVar = {"fold": _fold, "quantize": _quantize}
 
-    def check(self, models: Mapping[str, Known]) -> Known:
+    def check(self, models: Mapping[str, ModelStatus]) -> ModelStatus:
         """Refuse a model that is quantized, and steps of ranges that change."""
         if models[self.model].quantized:
             raise ValueError(f"model: {self.model!r} is quantized already")
@@ -70,31 +70,33 @@ class Quantize(Taught, frozen=True, kw_only=True, tag="quantize", tag_field="kin
             )
         return dataclasses.replace(super().check(models), quantized=True)
 
-    def run(self, job: Job) -> Made:
+    def run(self, context: StageContext) -> StageResult:
         """Folds, quantizes, calibrates; trains if it has epochs."""
-        held, world = job.models[self.model], job.world
-        net, params, state, recipe = _quantized(self, held, job)
-        n = min(self.calibration, len(world.train.labels))
-        seen = jax.jit(lambda image: world.plain(job.key, {"image": image})["image"])
-        images = world.resident["image"]
+        held, splits = context.models[self.model], context.splits
+        net, params, state, recipe = _quantized(self, held, context)
+        n = min(self.calibration, len(splits.train.labels))
+        seen = jax.jit(
+            lambda image: splits.plain(context.key, {"image": image})["image"]
+        )
+        images = splits.resident["image"]
         # The last, smaller batch is one more compilation, and counts as all others do.
         batches = (seen(images[i : min(i + BATCH, n)]) for i in range(0, n, BATCH))
         state = quantize.calibrate(net, params, state, batches)
         if not self.epochs:
             row = {**row_of(self), "calibrated": n}
-            job.metrics.reset([])
-            job.metrics.add(row)
-            return Made(Held(net, params, state, recipe), [row])
-        (params, state), rows = fit(net, self, job, (params, state))
-        return Made(Held(net, params, state, recipe), rows, self.epochs)
+            context.metrics.reset([])
+            context.metrics.add(row)
+            return StageResult(Model(net, params, state, recipe), [row])
+        (params, state), rows = fit(net, self, context, (params, state))
+        return StageResult(Model(net, params, state, recipe), rows, self.epochs)
 
-    def rehearse(self, job: Job) -> Held:
+    def rehearse(self, context: StageContext) -> Model:
         """Fold and quantize zeros of the model's shapes; trace an epoch."""
-        held = job.models[self.model]
+        held = context.models[self.model]
         zeros = jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype), held.params)
         state = jax.tree.map(lambda a: jax.numpy.ones(a.shape, a.dtype), held.state)
         filled = held._replace(params=zeros, state=state)
-        net, params, state, recipe = _quantized(self, filled, job)
+        net, params, state, recipe = _quantized(self, filled, context)
         before, after = quantize.size(net, params, state)
         if before == after:
             raise ValueError(
@@ -103,14 +105,14 @@ class Quantize(Taught, frozen=True, kw_only=True, tag="quantize", tag_field="kin
             )
         params, state = jax.eval_shape(lambda: (params, state))
         if self.epochs:
-            params, state = traced(net, self, job, (params, state))
-        return Held(net, params, state, recipe)
+            params, state = traced(net, self, context, (params, state))
+        return Model(net, params, state, recipe)
 
 
 def _quantized(
-    stage: Quantize, held: Held, job: Job
+    stage: Quantize, held: Model, context: StageContext
 ) -> tuple[Net, Any, Any, tuple[networks.Step, ...]]:
-    shape = job.world.image_shape
+    shape = context.splits.image_shape
     how = quantize.Quantization(
         weights=stage.weights,
         per_channel=stage.per_channel,

@@ -11,10 +11,10 @@ from jaxkd import log as logs
 from jaxkd.compress import search
 from jaxkd.models.net import Net
 from jaxkd.pipeline import memory, networks, optimizing
-from jaxkd.pipeline.networks import Held, Origin, Step
-from jaxkd.pipeline.parts import Optimizer, Space, about, whole
-from jaxkd.pipeline.stages.job import Job, Made, row_of
-from jaxkd.pipeline.stages.stage import Known, Stage
+from jaxkd.pipeline.networks import Model, Origin, Step
+from jaxkd.pipeline.parts import Optimizer, SpaceTable, about, whole
+from jaxkd.pipeline.stages.context import StageContext, StageResult, row_of
+from jaxkd.pipeline.stages.stage import ModelStatus, Stage
 
 JOURNAL = "journal.jsonl"
 
@@ -43,7 +43,7 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
     shown: ClassVar = {"model": "searched"}
     steps: ClassVar = {"choose": _choose}
 
-    def check(self, models: Mapping[str, Known]) -> Known:
+    def check(self, models: Mapping[str, ModelStatus]) -> ModelStatus:
         """Refuse a model that is no space, or was chosen before."""
         if models[self.model].chosen:
             raise ValueError(
@@ -51,14 +51,14 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
             )
         return dataclasses.replace(models[self.model], chosen=True)
 
-    def run(self, job: Job) -> Made:
+    def run(self, context: StageContext) -> StageResult:
         """Search, or resume from the journal."""
-        space, limit, controller = _search(self, job)
-        course = _course(self, job)
+        space, limit, controller = _search(self, context)
+        course = _course(self, context)
         settings = {
             **space.settings,
             **limit.settings,
-            "begins": job.begins,
+            "begins": context.begins,
             "self": msgspec.to_builtins(self),
         }
         with logs.bar(self.name, self.candidates) as tick:
@@ -67,8 +67,8 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
                 search.short_training(space, course, epochs=self.epochs),
                 budget=self.candidates,
                 feasible=limit.feasible,
-                seed=job.config.seed,
-                journal=job.folder / JOURNAL,
+                seed=context.config.seed,
+                journal=context.folder / JOURNAL,
                 settings=settings,
                 progress=lambda trial: tick(
                     {} if trial.error else {"reward": trial.reward}
@@ -76,8 +76,12 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
             )
         for trial in found:
             if trial.error:
-                job.warn(f"{self.name}: candidate {trial.tokens} failed: {trial.error}")
-        macs, parameters = (_cost(job, self.model, w) for w in ("macs", "parameters"))
+                context.warn(
+                    f"{self.name}: candidate {trial.tokens} failed: {trial.error}"
+                )
+        macs, parameters = (
+            _cost(context, self.model, w) for w in ("macs", "parameters")
+        )
         rows = [
             {
                 **row_of(self),
@@ -95,42 +99,44 @@ class Search(Stage, frozen=True, kw_only=True, tag="search", tag_field="kind"):
             }
             for number, trial in enumerate(found, start=1)
         ]
-        job.metrics.reset(rows)
+        context.metrics.reset(rows)
         values = space.values(search.best(found).tokens)
         told = ", ".join(f"{name} {value}" for name, value in values.items())
-        job.warn(f"{self.name}: the best of {len(found)} candidates has {told}")
+        context.warn(f"{self.name}: the best of {len(found)} candidates has {told}")
         recipe: tuple[networks.Step, ...] = ({"step": "choose", "values": values},)
-        return Made(Held(space.build(**values), recipe=recipe), rows)
+        return StageResult(Model(space.build(**values), recipe=recipe), rows)
 
-    def rehearse(self, job: Job) -> Held:
+    def rehearse(self, context: StageContext) -> Model:
         """Find whether the limit can be met; trace the cheapest one's training."""
-        space, limit, _ = _search(self, job)
+        space, limit, _ = _search(self, context)
         net = space.net(search.within(limit, limit.cheapest, space.sizes))
-        course = _course(self, job)
+        course = _course(self, context)
         training = search.training_program(net, course, self.epochs)
-        memory.traced(training, job.key[None], None, course.resident, course.held_out)
-        return Held(net)
+        memory.traced(
+            training, context.key[None], None, course.resident, course.held_out
+        )
+        return Model(net)
 
 
-def _course(stage: Search, job: Job) -> search.Course:
+def _course(stage: Search, context: StageContext) -> search.Course:
     """Return how each candidate is trained and measured."""
-    world = job.world
+    splits = context.splits
     return search.Course(
-        world.resident,
-        world.held_out,
-        world.view,
-        world.plain,
+        splits.resident,
+        splits.held_out,
+        splits.view,
+        splits.plain,
         optimizing.transformation(stage.optimizer, stage.optimizer.rate),
         stage.batch_size,
     )
 
 
-def _search(stage: Search, job: Job) -> tuple[Any, Any, Any]:
+def _search(stage: Search, context: StageContext) -> tuple[Any, Any, Any]:
     """Return the space, the limit and the controller."""
-    model, world = job.config.models[stage.model], job.world
-    assert isinstance(model, Space)
-    space = networks.space(model, world.classes)
-    cost = _cost(job, stage.model, stage.limit)
+    model, splits = context.config.models[stage.model], context.splits
+    assert isinstance(model, SpaceTable)
+    space = networks.space(model, splits.classes)
+    cost = _cost(context, stage.model, stage.limit)
     limit = search.limit(stage.limit, cost, space.sizes, most=stage.most)
     start = search.within(limit, limit.cheapest, space.sizes)
     controllers = {
@@ -143,15 +149,17 @@ def _search(stage: Search, job: Job) -> tuple[Any, Any, Any]:
     return space, limit, controllers[stage.controller]()
 
 
-def _cost(job: Job, name: str, what: str) -> Callable[[search.Tokens], float]:
+def _cost(
+    context: StageContext, name: str, what: str
+) -> Callable[[search.Tokens], float]:
     """Return the cost of a candidate, counted once for rehearsal, run and rows."""
-    model = job.config.models[name]
-    return _counted(model, job.world.classes, job.world.image_shape, what)
+    model = context.config.models[name]
+    return _counted(model, context.splits.classes, context.splits.image_shape, what)
 
 
 @functools.lru_cache(maxsize=4)
 def _counted(
-    model: Space, classes: int, image_shape: tuple[int, ...], what: str
+    model: SpaceTable, classes: int, image_shape: tuple[int, ...], what: str
 ) -> Callable[[search.Tokens], float]:
     count = {"macs": search.macs, "parameters": search.parameters}[what]
     return count(networks.space(model, classes), image_shape)

@@ -7,15 +7,15 @@ from typing import Annotated, Any, ClassVar
 from msgspec import Meta
 
 from jaxkd.models.net import Net
-from jaxkd.pipeline.networks import Held, Origin, Step
-from jaxkd.pipeline.parts import NAME, Value, about
-from jaxkd.pipeline.stages.job import Job, Made
+from jaxkd.pipeline.networks import Model, Origin, Step
+from jaxkd.pipeline.parts import NAME, Options, about
+from jaxkd.pipeline.stages.context import StageContext, StageResult
 
 Replay = Callable[[Net | None, Step, Origin], Net]
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class ModelStatus:
     """What has become of a model so far, told by the stages before."""
 
     trained: bool = False
@@ -24,7 +24,7 @@ class Known:
     quantized: bool = False
 
 
-class Stage(Value, frozen=True, kw_only=True):
+class Stage(Options, frozen=True, kw_only=True):
     """What every stage has.
 
     A kind of stage is a subclass with a tag, listed in `jaxkd.pipeline.stages.KINDS`.
@@ -70,7 +70,7 @@ class Stage(Value, frozen=True, kw_only=True):
         value = getattr(self, field, "")
         return tuple(value) if not isinstance(value, str) else (value,) * bool(value)
 
-    def check(self, models: Mapping[str, Known]) -> Known:
+    def check(self, models: Mapping[str, ModelStatus]) -> ModelStatus:
         """Check that the stage can follow those before it.
 
         Args:
@@ -103,7 +103,7 @@ class Stage(Value, frozen=True, kw_only=True):
             )
         return dataclasses.replace(model, trained=True)
 
-    def rehearse(self, job: Job) -> Held:
+    def rehearse(self, context: StageContext) -> Model:
         """Do what can be done with shapes alone.
 
         Returns:
@@ -114,6 +114,6 @@ class Stage(Value, frozen=True, kw_only=True):
         """
         raise NotImplementedError
 
-    def run(self, job: Job) -> Made:
+    def run(self, context: StageContext) -> StageResult:
         """Do the stage, from its checkpoint if there is one."""
         raise NotImplementedError

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from jaxkd import distill, losses
 from jaxkd.pipeline.parts import Rate
-from jaxkd.pipeline.stages.job import Job
-from jaxkd.pipeline.stages.stage import Known
+from jaxkd.pipeline.stages.context import StageContext
+from jaxkd.pipeline.stages.stage import ModelStatus
 from jaxkd.pipeline.stages.training import Training
 
 
@@ -17,7 +17,7 @@ class Train(Training, frozen=True, kw_only=True, tag="train", tag_field="kind"):
 
     shown: ClassVar = {"model": "searched"}
 
-    def check(self, models: Mapping[str, Known]) -> Known:
+    def check(self, models: Mapping[str, ModelStatus]) -> ModelStatus:
         """Refuse a model that has weights already."""
         after = super().check(models)
         if models[self.model].trained:
@@ -27,9 +27,9 @@ class Train(Training, frozen=True, kw_only=True, tag="train", tag_field="kind"):
             )
         return after
 
-    def objective(self, job: Job, steps: int) -> distill.Spec:
+    def objective(self, context: StageContext, steps: int) -> distill.Spec:
         """Return the cross-entropy, its labels smoothed if asked for."""
         if not self.label_smoothing:
-            return super().objective(job, steps)
+            return super().objective(context, steps)
         smooth = distill.on_labels(losses.label_smoothing, epsilon=self.label_smoothing)
         return {"ce": (1.0, smooth)}

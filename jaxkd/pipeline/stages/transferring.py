@@ -7,10 +7,10 @@ import jax
 from msgspec import field
 
 from jaxkd import train, transfer
-from jaxkd.pipeline.networks import Held
+from jaxkd.pipeline.networks import Model
 from jaxkd.pipeline.parts import Patterns, about
-from jaxkd.pipeline.stages.job import Job, Made, row_of
-from jaxkd.pipeline.stages.stage import Known, Stage
+from jaxkd.pipeline.stages.context import StageContext, StageResult, row_of
+from jaxkd.pipeline.stages.stage import ModelStatus, Stage
 
 
 class Transfer(Stage, frozen=True, kw_only=True, tag="transfer", tag_field="kind"):
@@ -25,7 +25,7 @@ class Transfer(Stage, frozen=True, kw_only=True, tag="transfer", tag_field="kind
 
     shown: ClassVar = {"source": "source"}
 
-    def check(self, models: Mapping[str, Known]) -> Known:
+    def check(self, models: Mapping[str, ModelStatus]) -> ModelStatus:
         """Refuse a model whose shapes have changed."""
         after = super().check(models)
         if after.pruned or after.quantized:
@@ -34,26 +34,26 @@ class Transfer(Stage, frozen=True, kw_only=True, tag="transfer", tag_field="kind
             )
         return after
 
-    def run(self, job: Job) -> Made:
+    def run(self, context: StageContext) -> StageResult:
         """Copy what fits into the self's model, fresh where it has no weights."""
-        held, source = job.models[self.model], job.models[self.source]
+        held, source = context.models[self.model], context.models[self.source]
         (params, state), report = transfer.copy(
             (source.params, source.state),
-            _own(held, job),
+            _own(held, context),
             rename=self.rename,
             strict=self.strict,
             exclude=self.exclude,
         )
         row = {**row_of(self), "copied": len(report.copied)}
         row["fresh"] = sorted({*report.missing, *(m[0] for m in report.mismatched)})
-        job.metrics.reset([])
-        job.metrics.add(row)
-        return Made(held._replace(params=params, state=state), [row])
+        context.metrics.reset([])
+        context.metrics.add(row)
+        return StageResult(held._replace(params=params, state=state), [row])
 
-    def rehearse(self, job: Job) -> Held:
+    def rehearse(self, context: StageContext) -> Model:
         """Match the two models' paths and shapes."""
-        held, source = job.models[self.model], job.models[self.source]
-        own = jax.eval_shape(lambda: _own(held, job))
+        held, source = context.models[self.model], context.models[self.source]
+        own = jax.eval_shape(lambda: _own(held, context))
         theirs = (source.params, source.state)
         report = transfer.match(theirs, own, rename=self.rename, exclude=self.exclude)
         if not report.copied:
@@ -65,11 +65,11 @@ class Transfer(Stage, frozen=True, kw_only=True, tag="transfer", tag_field="kind
         return held._replace(params=own[0], state=own[1])
 
 
-def _own(held: Held, job: Job):
+def _own(held: Model, context: StageContext):
     """Return the model's variables; fresh ones as a training would begin with."""
     if held.params is not None:
         return held.params, held.state
-    image = train.example(job.world.resident, job.world.plain)["image"]
+    image = train.example(context.splits.resident, context.splits.plain)["image"]
     # As `distill.distiller` splits it, so that fresh leaves are those of a training.
-    _, key, _ = jax.random.split(job.key, 3)
+    _, key, _ = jax.random.split(context.key, 3)
     return jax.jit(held.net.init)(key, image)

@@ -18,10 +18,10 @@ from jaxkd.pipeline import (
     networks,
     reading,
     run as runs,
+    run_data,
     summary,
-    world as worlds,
 )
-from jaxkd.pipeline.config import Config, Space
+from jaxkd.pipeline.config import Config, SpaceTable
 from jaxkd.pipeline.stages import exporting as stage
 
 
@@ -39,7 +39,7 @@ def check(config: Config, to: str | os.PathLike | None) -> None:
     directory.require_free(to)
     key = "out" if to is None else "--to"
     _check_writable(key, pathlib.Path(config.out if to is None else to))
-    runs.rehearse(config, worlds.make(config.data))
+    runs.rehearse(config, run_data.make(config.data))
 
 
 def _check_writable(key: str, path: pathlib.Path) -> None:
@@ -76,14 +76,14 @@ def features(name: str, image: str, classes: int) -> Iterator[str]:
         raise ValueError(
             f"{name} is no network of the zoo and no configuration{hint}"
         ) from error
-    world = worlds.make(config.data)
+    splits = run_data.make(config.data)
     for key, model in config.models.items():
-        if isinstance(model, Space):
-            space = networks.space(model, world.classes)
+        if isinstance(model, SpaceTable):
+            space = networks.space(model, splits.classes)
             net = space.net(tuple(0 for _ in space.sizes))
         else:
-            net = networks.base(model, world.classes)
-        yield from _taps(key, net, world.image_shape)
+            net = networks.base(model, splits.classes)
+        yield from _taps(key, net, splits.image_shape)
 
 
 def _shape(image: str) -> tuple[int, ...]:
@@ -139,8 +139,8 @@ def export(
         raise ValueError(f"{run} has no model {name!r}{alternatives(name, there)}")
     target = pathlib.Path(to) if to else folder / "exported"
     stage.refuse_foreign(target, name, formats)
-    world = worlds.make(config.data)
-    held = loading.loaded(config, name, str(weights), world)
+    splits = run_data.make(config.data)
+    held = loading.loaded(config, name, str(weights), splits)
     target.mkdir(parents=True, exist_ok=True)
-    found = stage.write(held, world, formats, target, name)
+    found = stage.write(held, splits, formats, target, name)
     return [{**row, "path": str(target / row["path"])} for row in found]

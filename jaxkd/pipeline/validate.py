@@ -8,8 +8,8 @@ import msgspec
 
 from jaxkd._text import alternatives
 from jaxkd.pipeline.config import AnyStage, Config
-from jaxkd.pipeline.parts import NAME, Space, Zoo
-from jaxkd.pipeline.stages.stage import Known
+from jaxkd.pipeline.parts import NAME, SpaceTable, Zoo
+from jaxkd.pipeline.stages.stage import ModelStatus
 
 
 def named(config: Config) -> Config:
@@ -38,9 +38,9 @@ def check(config: Config) -> None:
     """
     _names(config)
     models = {
-        name: Known(
+        name: ModelStatus(
             trained=bool(getattr(model, "weights", "")),
-            chosen=not isinstance(model, Space),
+            chosen=not isinstance(model, SpaceTable),
         )
         for name, model in config.models.items()
     }
@@ -59,7 +59,7 @@ def _names(config: Config) -> None:
     for name, model in config.models.items():
         if isinstance(model, Zoo):
             _zoo(f"models.{name}.name", model.name)
-        if isinstance(model, Space):
+        if isinstance(model, SpaceTable):
             _widths(f"models.{name}.widths", model)
     _file_names("models", config.models)
     _file_names("stages", [stage.name for stage in config.stages])
@@ -94,7 +94,7 @@ def _file_names(key: str, names: Iterable[str]) -> None:
             raise ValueError(f"{key}: the name {name!r} is given to more than one")
 
 
-def _widths(key: str, model: Space) -> None:
+def _widths(key: str, model: SpaceTable) -> None:
     if model.widths and model.space == "mobilenet":
         raise ValueError(f"{key}: only the resnet space takes widths")
     if len(model.widths) not in (0, 4):
@@ -117,7 +117,7 @@ def _zoo(key: str, name: str) -> None:
         raise ValueError(f"{key}: no network {name!r} in the zoo{hint}")
 
 
-def _models_exist(stage: AnyStage, models: dict[str, Known]) -> None:
+def _models_exist(stage: AnyStage, models: dict[str, ModelStatus]) -> None:
     if stage.needs_teacher and not stage.names("teacher"):
         raise ValueError(f"teacher: no model {''!r}{alternatives('', models)}")
     for field in ("model", "teacher", "source"):

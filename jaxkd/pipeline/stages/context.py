@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 from jaxtyping import Array
 
-from jaxkd.pipeline.networks import Held
-from jaxkd.pipeline.world import World
+from jaxkd.pipeline.networks import Model
+from jaxkd.pipeline.run_data import RunData
 
 if TYPE_CHECKING:  # they have stages themselves
     from jaxkd.pipeline.config import Config
@@ -18,13 +18,13 @@ if TYPE_CHECKING:  # they have stages themselves
     from jaxkd.pipeline.stages.stage import Stage
 
 
-class Job(NamedTuple):
+class StageContext(NamedTuple):
     """What a stage works with.
 
     Attributes:
       config: of the run.
       place: of the stage, from 0.
-      world: the data.
+      splits: the data.
       models: all models as they are.
       folder: the stage's own.
       begins: digest of what the stage begins with: its checkpoints must have the same.
@@ -34,8 +34,8 @@ class Job(NamedTuple):
 
     config: Config
     place: int
-    world: World
-    models: Mapping[str, Held]
+    splits: RunData
+    models: Mapping[str, Model]
     folder: pathlib.Path
     begins: str
     metrics: Metrics
@@ -52,7 +52,7 @@ class Job(NamedTuple):
         return jax.random.fold_in(self.key, self.place)
 
 
-class Made(NamedTuple):
+class StageResult(NamedTuple):
     """What a stage has made.
 
     Attributes:
@@ -62,7 +62,7 @@ class Made(NamedTuple):
       files: of an export.
     """
 
-    held: Held
+    held: Model
     rows: list[dict[str, Any]]
     epochs: int = 0
     files: tuple[dict[str, Any], ...] = ()

@@ -10,7 +10,7 @@ from jaxkd.pipeline.data_kinds import Data
 from jaxkd.types import Batch
 
 
-class World(NamedTuple):
+class RunData(NamedTuple):
     """The data of a run.
 
     Attributes:
@@ -44,7 +44,7 @@ class World(NamedTuple):
         return self.train.num_classes
 
 
-def make(config: Data) -> World:
+def make(config: Data) -> RunData:
     """Load the data and put it on the device.
 
     Raises:
@@ -74,7 +74,7 @@ def make(config: Data) -> World:
     last = [augment.cutout(a.cutout)] if a.cutout else []
     last += [augment.mixup(a.mixup)] if a.mixup else []
     last += [augment.cutmix(a.cutmix)] if a.cutmix else []
-    return World(
+    return RunData(
         train,
         validation,
         test,
