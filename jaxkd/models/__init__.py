@@ -15,6 +15,7 @@ from jaxkd.models.mobilenet_v1 import MOBILENETS_V1, MobileNetV1, mobilenet_v1
 from jaxkd.models.mobilenet_v2 import MOBILENETS_V2, MobileNetV2, mobilenet_v2
 from jaxkd.models.mobilenet_v3 import MOBILENETS_V3, MobileNetV3, mobilenet_v3
 from jaxkd.models.net import Net, from_foreign, from_linen
+from jaxkd.models.nnx import from_nnx
 from jaxkd.models.pooling import max_pool
 from jaxkd.models.regnet import REGNETS, RegNet, regnet
 from jaxkd.models.resnet import RESNETS, ResNet, resnet
@@ -80,6 +81,7 @@ __all__ = [
     "efficientnet",
     "from_foreign",
     "from_linen",
+    "from_nnx",
     "imagenet_resnet",
     "load_weights",
     "max_pool",
