@@ -22,14 +22,14 @@ import tyro
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.bench import step_speed
+from experiments.bench import cases, step_speed
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to measure."""
 
-    experiments: tuple[str, ...] = tuple(step_speed.EXPERIMENTS)
+    experiments: tuple[str, ...] = tuple(cases.EXPERIMENTS)
     repeats: int = 7
     threads: int = 2
 
@@ -69,10 +69,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module] | Non
 
 def torch_block(experiment: str, teacher: str) -> step_speed.Block:
     """The program of `step_speed.block`, written in PyTorch as its users write it."""
-    case = step_speed.EXPERIMENTS[experiment]
+    case = cases.EXPERIMENTS[experiment]
     make_student, make_teacher = NETWORKS[experiment]
     size, n = case["batch_size"], case["steps"] * case["batch_size"]
-    dataset = step_speed.images(case["shape"], n)
+    dataset = cases.images(case["shape"], n)
     x = torch.from_numpy(dataset.images).permute(0, 3, 1, 2).contiguous().float()
     x = (x / 255 - 0.5) / 0.25
     labels = torch.from_numpy(dataset.labels).long()
@@ -107,7 +107,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     torch.set_num_threads(config.threads)
     rows = []
     for experiment in config.experiments:
-        case = step_speed.EXPERIMENTS[experiment]
+        case = cases.EXPERIMENTS[experiment]
         ours = [
             t for t in case["teachers"] if t != "none" or len(case["teachers"]) == 1
         ]

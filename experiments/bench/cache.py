@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.bench import _cases as cases, _device as device, step_speed
+from experiments.bench import cases, hardware, step_speed
 from jaxkd import cost, distill, train
 from jaxkd.evaluate import predict
 
@@ -97,7 +97,7 @@ def pays_from(epochs: float | None) -> int | None:
 
 def whole_call(s: step_speed.Setting, teacher: distill.Teacher, size: int) -> float:
     """Seconds of `train.cache_teacher`, with its compilation and its files."""
-    with device.cold(), tempfile.TemporaryDirectory() as folder:
+    with hardware.cold(), tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "logits"
         start = time.perf_counter()
         train.cache_teacher(
@@ -140,7 +140,7 @@ def measure(case: dict[str, Any], config: Config) -> dict[str, Any]:
     all_in = crossover([extra] * config.repeats, seconds["live"], seconds["cached"])
     n, middle = len(live.dataset.index), {k: np.median(v) for k, v in seconds.items()}
     rate = n / middle["score"]
-    peak = config.peak or device.peak(device.kind())
+    peak = config.peak or hardware.peak(hardware.kind())
     work = 2 * cost.of(case["teacher"](), case["shape"]).macs * rate
     return {
         "live_s": _rounded(middle["live"]),
@@ -157,7 +157,7 @@ def measure(case: dict[str, Any], config: Config) -> dict[str, Any]:
         "crossover_from_nothing": _rounded(all_in, 3),
         "score_images_per_s": _rounded(rate, 1),
         "score_mfu": _rounded(None if peak is None else work / peak),
-        "cache_mib": _rounded(cached.resident["teacher"].nbytes / device.MIB),
+        "cache_mib": _rounded(cached.resident["teacher"].nbytes / hardware.MIB),
         "images": n,
     }
 
@@ -174,11 +174,11 @@ def main(config: Config) -> list[dict[str, Any]]:
             continue
         found: dict[str, Any] = {}
         failures: dict[str, str] = {}
-        with device.fitting(failures, "error"):
+        with hardware.fitting(failures, "error"):
             found = measure(case, config)
         row = {"experiment": experiment, **found, **failures}
         rows.append(cases.line(row, case, config))
-    device.table(rows, COLUMNS)
+    cases.table(rows, COLUMNS)
     return rows
 
 

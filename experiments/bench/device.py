@@ -40,8 +40,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.bench import _device as device, loss_speed, step_speed
-from experiments.bench._cases import CASES, _zoo
+from experiments.bench import hardware, loss_speed, step_speed
+from experiments.bench.cases import CASES, of_zoo
 from jaxkd import losses, store, train
 
 Lines = list[dict[str, Any]]
@@ -212,7 +212,7 @@ def run(job: str, config: Config) -> Lines:
     print(READY, end="", flush=True)
     if sys.stdin.readline() != GO:  # whoever started it is gone
         return []
-    about = {"device": device.kind(), "jax": jax.__version__, "tiny": config.tiny}
+    about = {"device": hardware.kind(), "jax": jax.__version__, "tiny": config.tiny}
     about |= {"repeats": config.repeats, "prepared_s": seconds}
     lines = [{"job": job, **row, **about} for row in measured()]
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -304,7 +304,7 @@ def seeds(name: str, config: Config) -> Measure:
     """Time three seeds, together and apart, and one of them."""
     how = {"classes": 10, "shape": (32, 32, 3), "kd": None, "steps": 20}
     how["batch_size"] = SEEDED[name]
-    case = _zoo(name, None, **how)
+    case = of_zoo(name, None, **how)
     if config.tiny:
         case |= {"steps": 2, "batch_size": 4}
     s = step_speed.setting(case, "none", None if config.tiny else jnp.bfloat16)

@@ -31,17 +31,17 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from experiments.bench import _device as device
-from experiments.bench._cases import CASES
+from experiments.bench import hardware
+from experiments.bench.cases import CASES, table
 from experiments.bench.step_speed import procedure
 from jaxkd import cost, jaxpr
 from jaxkd.models import ZOO
 from jaxkd.models.convolution import plain_convolutions
 
-# FLOP/s in bfloat16; bytes/s, stated where `_device.PEAKS` says; seconds a launch.
+# FLOP/s in bfloat16; bytes/s, stated where `hardware.PEAKS` says; seconds a launch.
 DEVICES = {
-    "H100": (device.PEAKS["H100"][0], 3.35e12, 2.5e-6),
-    "TPU v5e": (device.PEAKS["TPU v5e"][0], 819e9, 0.0),
+    "H100": (hardware.PEAKS["H100"][0], 3.35e12, 2.5e-6),
+    "TPU v5e": (hardware.PEAKS["TPU v5e"][0], 819e9, 0.0),
 }
 RESNET8 = functools.partial(ZOO["resnet8"], classes=100)
 ALONE = CASES["resnet32x4"] | {"student": RESNET8}
@@ -139,7 +139,7 @@ def main(config: Config) -> list[dict[str, Any]]:
                 head = {"experiment": name, "batch_size": case["batch_size"]}
                 rows.append({**head, "teacher": teacher, **row(parts, kind)})
                 print(json.dumps(rows[-1]), flush=True)
-    device.table(rows, {name: name.replace("_", " ") for name in rows[0]})
+    table(rows, {name: name.replace("_", " ") for name in rows[0]})
     return rows
 
 

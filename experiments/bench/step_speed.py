@@ -18,7 +18,7 @@ runs, after one that warms up. Of a row:
     `jaxkd.cost` counts them, the teacher forwards (2 MACs), the student forwards and
     twice as much backwards (6 MACs).
   mfu: those FLOPs over the time and the device's peak in bfloat16, whatever the dtype;
-    null for a device without an entry in `_device.PEAKS`, unless `--peak` gives it.
+    null for a device without an entry in `hardware.PEAKS`, unless `--peak` gives it.
   over_loop, over_step: a scanned epoch's time over that of the same steps taken the
     other ways, the median of the paired ratios.
   trace_s, compile_s: tracing and lowering, then XLA, without the persistent cache.
@@ -45,15 +45,15 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.bench import _device as device
-from experiments.bench._cases import (
+from experiments.bench import hardware
+from experiments.bench.cases import (
     CASES,
-    EXPERIMENTS as EXPERIMENTS,
     chosen,
     flops,
     images,
     line,
     networks,
+    table,
 )
 from jaxkd import data, distill, losses, train
 from jaxkd.data import augment
@@ -139,7 +139,7 @@ def procedure(
 def setting(case: dict[str, Any], teacher: str, dtype: Any = None) -> Setting:
     """Puts the data of a case on the device and initialises its networks."""
     n = case["steps"] * case["batch_size"]
-    device.require(n * math.prod(case["shape"]), "the data")
+    hardware.require(n * math.prod(case["shape"]), "the data")
     classes, view = case.get("classes", 10), scale(case["shape"][-1])
     dataset = images(case["shape"], n, classes)
     resident = data.on_device(dataset)
@@ -166,7 +166,7 @@ class Ready(NamedTuple):
     run: Block
     trace_s: float
     compile_s: float
-    memory: device.Memory | None
+    memory: hardware.Memory | None
 
 
 def _way(
@@ -213,15 +213,15 @@ def ready(s: Setting, mode: str) -> Ready:
     program, arguments, epoch = _way(s, mode)
     call = jax.jit(program, donate_argnums=0)
     state = jax.tree.map(jnp.copy, s.state)  # it is donated, and others start from it
-    with device.cold():
+    with hardware.cold():
         start = time.perf_counter()
         lowered = call.lower(state, *arguments)
         traced = time.perf_counter()
         compiled = lowered.compile()
         end = time.perf_counter()
-    memory = device.memory(compiled)
+    memory = hardware.memory(compiled)
     if memory is not None:
-        device.require(memory.peak, "the program")
+        hardware.require(memory.peak, "the program")
 
     def run() -> None:
         nonlocal state
@@ -255,7 +255,7 @@ def alternate(
             if failures is not None and name in failures:
                 continue
             guard = contextlib.nullcontext()
-            with guard if failures is None else device.fitting(failures, name):
+            with guard if failures is None else hardware.fitting(failures, name):
                 time.sleep(pause if round else 0)
                 begin = time.perf_counter()
                 each()
@@ -295,8 +295,8 @@ def _measured(
         row["over_step"] = _ratio(seconds, teacher, "step")
     row |= {"trace_s": round(made.trace_s, 2), "compile_s": round(made.compile_s, 2)}
     if made.memory is not None:
-        row["peak_mib"] = round(made.memory.peak / device.MIB, 3)
-        row["temporaries_mib"] = round(made.memory.temporaries / device.MIB, 3)
+        row["peak_mib"] = round(made.memory.peak / hardware.MIB, 3)
+        row["temporaries_mib"] = round(made.memory.temporaries / hardware.MIB, 3)
     return row
 
 
@@ -309,7 +309,7 @@ def _made(
     shared: dict[str, Setting] = {}
     for way in itertools.product(teachers, config.modes):
         teacher, mode = way
-        with device.fitting(failures, way):
+        with hardware.fitting(failures, way):
             if teacher not in shared:
                 shared[teacher] = setting(case, teacher, jnp.dtype(config.dtype))
             made[way] = ready(shared[teacher], mode)
@@ -337,7 +337,7 @@ def prepare(
             w: {"error": e} for w, e in failures.items()
         }
         seconds = {way: s for way, s in seconds.items() if way not in failures}
-        peak = config.peak or device.peak(device.kind())
+        peak = config.peak or hardware.peak(hardware.kind())
         for way in seconds:
             found[way] = _measured(case, way, made[way], seconds, peak)
             if config.profile is not None:
@@ -356,7 +356,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         for (teacher, mode), found in measure(case, config, experiment).items():
             way = {"experiment": experiment, "teacher": teacher, "mode": mode}
             rows.append(line({**way, **found}, case, config))
-    device.table(rows, COLUMNS)
+    table(rows, COLUMNS)
     return rows
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from experiments.bench import (
-    _cases as cases,
-    _device as device,
     cache,
+    cases,
+    hardware,
     roofline,
     step_speed,
 )
@@ -126,11 +126,11 @@ def test_the_cold_compilation_leaves_the_persistent_cache_alone(tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     jax.config.update(least, 0)
     try:
-        with device.cold():  # forgets the other directory
+        with hardware.cold():  # forgets the other directory
             pass
         counts = []
         for factor in (3, 5, 7):
-            with device.cold() if factor == 5 else contextlib.nullcontext():
+            with hardware.cold() if factor == 5 else contextlib.nullcontext():
                 jax.jit(lambda x, f=factor: x * f + 1).lower(1.0).compile()
             counts.append(len(list(tmp_path.iterdir())))
         before, cold, after = counts
@@ -138,17 +138,17 @@ def test_the_cold_compilation_leaves_the_persistent_cache_alone(tmp_path):
     finally:
         for name, value in own.items():
             jax.config.update(name, value)
-        with device.cold():
+        with hardware.cold():
             pass
 
 
 def test_memory_of_a_program_by_hand():
     x = jnp.zeros(1024)
-    kept = device.memory(jax.jit(lambda x: x + 1).lower(x).compile())
+    kept = hardware.memory(jax.jit(lambda x: x + 1).lower(x).compile())
     assert kept.arguments == 4096
     assert kept.peak - kept.temporaries == 2 * 4096  # in and out
     donated = jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile()
-    assert device.memory(donated).peak == kept.peak - 4096
+    assert hardware.memory(donated).peak == kept.peak - 4096
 
 
 # Rows
@@ -236,7 +236,8 @@ def test_a_case_that_does_not_fit_says_so_and_the_others_go_on(
 
 def test_a_program_larger_than_memory_is_not_run(monkeypatch):
     s = setting("none")
-    monkeypatch.setattr(device, "memory_limit", lambda: 1000)  # the data are 192 bytes
+    # The data are 192 bytes.
+    monkeypatch.setattr(hardware, "memory_limit", lambda: 1000)
     with pytest.raises(MemoryError, match="the program needs .* MiB of memory"):
         step_speed.ready(s, "step")
 
@@ -262,15 +263,15 @@ def test_a_block_that_runs_out_of_memory_leaves_the_others_their_turns():
 
 def test_only_a_lack_of_memory_is_forgiven():
     failures = {}
-    with pytest.raises(ValueError, match="another"), device.fitting(failures, "a"):
+    with pytest.raises(ValueError, match="another"), hardware.fitting(failures, "a"):
         raise ValueError("another")
-    with pytest.raises(RuntimeError), device.fitting(failures, "a"):
+    with pytest.raises(RuntimeError), hardware.fitting(failures, "a"):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
     assert not failures
 
 
 def test_the_memory_limit_of_this_machine_is_sane():
-    assert 2**28 < device.memory_limit() < 2**50
+    assert 2**28 < hardware.memory_limit() < 2**50
 
 
 # Peaks
@@ -293,18 +294,18 @@ def test_the_memory_limit_of_this_machine_is_sane():
     ],
 )
 def test_the_stated_peak_of_a_device(kind, tera):
-    assert device.peak(kind) == tera * 1e12
+    assert hardware.peak(kind) == tera * 1e12
 
 
 @pytest.mark.parametrize(
     "kind", ["cpu", "TPU v4 lite", "Tesla V100S-PCIE-32GB", "NVIDIA A100 MIG 1g.5gb"]
 )
 def test_no_peak_is_made_up(kind):
-    assert device.peak(kind) is None
+    assert hardware.peak(kind) is None
 
 
 def test_every_peak_has_a_source():
-    assert all(source.startswith("https://") for _, source in device.PEAKS.values())
+    assert all(source.startswith("https://") for _, source in hardware.PEAKS.values())
 
 
 # On paper

@@ -3,14 +3,11 @@
 import contextlib
 import pathlib
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
-
-from jaxkd.report import show
 
 _TPU = "https://cloud.google.com/tpu/docs/"
 _NVIDIA = "https://www.nvidia.com/en-us/data-center/"
@@ -139,17 +136,3 @@ def memory(compiled: Any) -> Memory | None:
     code = stats.generated_code_size_in_bytes
     held = stats.argument_size_in_bytes + own + stats.temp_size_in_bytes + code
     return Memory(stats.argument_size_in_bytes, stats.temp_size_in_bytes, held)
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """A table of the JSON lines, on the terminal, beside their stream.
-
-    Args:
-      rows: what was printed.
-      columns: the keys to show and their heads; one that no row has is left out.
-    """
-    used = [key for key in columns if any(row.get(key) is not None for row in rows)]
-    cell = lambda value: "" if value is None else str(value)
-    with contextlib.redirect_stdout(sys.stderr):
-        if rows:
-            show([{columns[key]: cell(row.get(key)) for key in used} for row in rows])

@@ -1,16 +1,20 @@
-"""The pairs that the benches train: networks, shapes, sizes, and what they cost."""
+"""The pairs that the benches train: networks, shapes, costs, and how rows are shown."""
 
+import contextlib
 import functools
 import json
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from experiments.bench import _device as device
+from experiments.bench import hardware
 from jaxkd import cost, data
 from jaxkd.models import CNNS, MLPS, ZOO, cnn, mlp
+from jaxkd.report import show
 
 # experiment -> student, teacher, image shape, batch, temperature and weights (hard,
 # soft). These have a counterpart in against_torch.py.
@@ -45,7 +49,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _zoo(student: str, teacher: str | None, **case: Any) -> dict[str, Any]:
+def of_zoo(student: str, teacher: str | None, **case: Any) -> dict[str, Any]:
     """A case of networks of the zoo, trained by SGD as they are in the literature."""
     make = lambda name: functools.partial(ZOO[name], classes=case["classes"])
     return {
@@ -62,17 +66,17 @@ _SMALL |= {"kd": (4.0, 0.1, 0.9)}
 _LARGE = {"classes": 1000, "shape": (224, 224, 3), "batch_size": 256, "steps": 10}
 _LARGE |= {"kd": (1.0, 0.5, 0.5)}
 CIFAR = {
-    "resnet32x4-resnet8x4": _zoo("resnet8x4", "resnet32x4", **_SMALL),
-    "resnet56-resnet20": _zoo("resnet20", "resnet56", **_SMALL),
-    "wrn_40_2-wrn_16_2": _zoo("wrn_16_2", "wrn_40_2", **_SMALL),
-    "vgg13-vgg8": _zoo("vgg8", "vgg13", **_SMALL),
-    "resnet32x4": _zoo("resnet32x4", None, **_SMALL),  # the teacher's own training
+    "resnet32x4-resnet8x4": of_zoo("resnet8x4", "resnet32x4", **_SMALL),
+    "resnet56-resnet20": of_zoo("resnet20", "resnet56", **_SMALL),
+    "wrn_40_2-wrn_16_2": of_zoo("wrn_16_2", "wrn_40_2", **_SMALL),
+    "vgg13-vgg8": of_zoo("vgg8", "vgg13", **_SMALL),
+    "resnet32x4": of_zoo("resnet32x4", None, **_SMALL),  # the teacher's own training
 }
 IMAGENET = {
-    "resnet50-resnet18": _zoo("resnet18", "resnet50", **_LARGE),
-    "resnet34-resnet18": _zoo("resnet18", "resnet34", **_LARGE),
-    "resnet50-mobilenet_v1": _zoo("mobilenet_v1", "resnet50", **_LARGE),
-    "resnet50": _zoo("resnet50", None, **_LARGE),
+    "resnet50-resnet18": of_zoo("resnet18", "resnet50", **_LARGE),
+    "resnet34-resnet18": of_zoo("resnet18", "resnet34", **_LARGE),
+    "resnet50-mobilenet_v1": of_zoo("mobilenet_v1", "resnet50", **_LARGE),
+    "resnet50": of_zoo("resnet50", None, **_LARGE),
 }
 CASES = EXPERIMENTS | CIFAR | IMAGENET
 # For a look on a CPU; what takes longest there is compiling.
@@ -115,11 +119,25 @@ def line(row: dict[str, Any], case: dict[str, Any], config: Any) -> dict[str, An
         "dtype": config.dtype,
         "batch_size": case["batch_size"],
         "steps": case["steps"],
-        "device": device.kind(),
+        "device": hardware.kind(),
         "jax": jax.__version__,
     }
     print(json.dumps(whole), flush=True)
     return whole
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """A table of the JSON lines, on the terminal, beside their stream.
+
+    Args:
+      rows: what was printed.
+      columns: the keys to show and their heads; one that no row has is left out.
+    """
+    used = [key for key in columns if any(row.get(key) is not None for row in rows)]
+    cell = lambda value: "" if value is None else str(value)
+    with contextlib.redirect_stdout(sys.stderr):
+        if rows:
+            show([{columns[key]: cell(row.get(key)) for key in used} for row in rows])
 
 
 def images(shape: tuple[int, ...], n: int, classes: int = 10) -> data.Dataset:
