@@ -230,7 +230,7 @@ def _rest(config):
 def test_class_balanced_repeats_images_of_small_classes(photos, cache):
     kind = data_kinds.Folder(path=str(photos), size=4, class_balanced=True)
     plain = data_kinds.Folder(path=str(photos), size=4)
-    balanced, train = run_data.make(kind).train, splits.make(plain).train
+    balanced, train = run_data.make(kind).train, run_data.make(plain).train
     counts = np.bincount(balanced.labels)
     assert set(counts) == {np.bincount(train.labels).max()}
     assert set(balanced.index) == set(train.index)
