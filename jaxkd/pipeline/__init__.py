@@ -34,7 +34,8 @@ directories that may be replaced (see `jaxkd.store`)::
                       "fingerprint", "preprocessing" (from an image file to the
                       network: "size", "channels", "resize", "range", "mean",
                       "deviation", "classes", and the shares "test" and "validation")},
-                      "sha256": {"test/labels.npy": ...}}
+                      "sha256": {"test/labels.npy": ...},
+                      "checksum" (of the rest)}
     metrics.jsonl     one row an epoch, candidate or measurement, below
     results.json      rewritten after each stage, below
     lock              held while a process works here

@@ -201,20 +201,28 @@ def describe(run: pathlib.Path, config: Config, splits: RunData, warn: Warn) -> 
         },
         "sha256": sums,
     }
-    write_json(run / RUN, facts)
+    write_json(run / RUN, {**facts, "checksum": _checksum(facts)})
 
 
 def _fingerprint_in(file: pathlib.Path, warn: Warn) -> str | None:
     """Return the data that a run began with; None if that is not known."""
+    remedy = "it is written again"
     try:
-        return str(store.read_json(file, "it is written again")["data"]["fingerprint"])
+        facts = store.read_json(file, remedy)
+        if facts.pop("checksum") == _checksum(facts):
+            return str(facts["data"]["fingerprint"])
+        warn(f"{file} is damaged: its checksum is of another content; {remedy}")
     except FileNotFoundError:
         return None
     except ValueError as error:
         warn(str(error))
     except (KeyError, TypeError):
-        warn(f"{file} is damaged: it names no data; it is written again")
+        warn(f"{file} is damaged: it has no checksum or names no data; {remedy}")
     return None
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def git() -> dict[str, Any] | None:
