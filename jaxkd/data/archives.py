@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxkd.data.specs import SOURCES, Archive, Edition, Member, Source
+from jaxkd.data.specs import SOURCES, Archive, ArchiveFile, DatasetSpec, Edition
 
 # What a truncated or altered file makes the unpackers raise.
 DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, KeyError)
@@ -37,7 +37,7 @@ def checksum(algorithm: str, content: bytes) -> str:
     return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
-def places(source: Source, folder: pathlib.Path) -> list[pathlib.Path]:
+def places(source: DatasetSpec, folder: pathlib.Path) -> list[pathlib.Path]:
     """Return where files are looked for: the data set's own sub-folders first.
 
     MNIST and Fashion-MNIST call their files alike, so a folder that holds both must
@@ -64,7 +64,7 @@ def _find_archive(archive: Archive, places: Sequence[pathlib.Path]) -> Found | N
 
 
 def find(
-    source: Source, folders: Sequence[pathlib.Path]
+    source: DatasetSpec, folders: Sequence[pathlib.Path]
 ) -> tuple[Edition, list[Found]] | None:
     """The first edition that is there completely, and where; None without one."""
     everywhere = [place for folder in folders for place in places(source, folder)]
@@ -76,7 +76,7 @@ def find(
     return None
 
 
-def missing(source: Source, folders: Sequence[pathlib.Path], advice: str) -> str:
+def missing(source: DatasetSpec, folders: Sequence[pathlib.Path], advice: str) -> str:
     """Return what to fetch, how to check it and where to put it."""
     everywhere = [place for folder in folders for place in places(source, folder)]
     lines = [f"no complete archives of {source.name} in {[*map(str, folders)]}."]
@@ -107,7 +107,7 @@ def _gunzip(packed: pathlib.Path) -> bytes:
     return content
 
 
-def _unpack(found: Found) -> Iterator[tuple[Member, pathlib.Path, bytes]]:
+def _unpack(found: Found) -> Iterator[tuple[ArchiveFile, pathlib.Path, bytes]]:
     """The members of an archive with the file each comes from, not yet verified."""
     members, packed = found.archive.members, found.packed
     if packed is None:
@@ -123,7 +123,7 @@ def _unpack(found: Found) -> Iterator[tuple[Member, pathlib.Path, bytes]]:
                 yield member, packed, file.read() if file else b""
 
 
-def _verify(member: Member, path: pathlib.Path, content: bytes) -> None:
+def _verify(member: ArchiveFile, path: pathlib.Path, content: bytes) -> None:
     got = checksum(member.checksum.split(":")[0], content)
     if got == member.checksum:
         return
@@ -141,7 +141,7 @@ def _verify(member: Member, path: pathlib.Path, content: bytes) -> None:
     )
 
 
-def contents(found: Found) -> dict[Member, bytes]:
+def contents(found: Found) -> dict[ArchiveFile, bytes]:
     """Return the verified contents of an archive.
 
     Raises:
@@ -161,13 +161,13 @@ def contents(found: Found) -> dict[Member, bytes]:
     return verified
 
 
-def read(source: Source, edition: Edition, found: Sequence[Found]) -> SplitArrays:
+def read(source: DatasetSpec, edition: Edition, found: Sequence[Found]) -> SplitArrays:
     """Images and labels of both official splits, verified, in the files' order.
 
     Raises:
       ValueError: naming the file, if one is damaged or not what it should be.
     """
-    verified: dict[Member, bytes] = {}
+    verified: dict[ArchiveFile, bytes] = {}
     for item in found:
         verified |= contents(item)
     splits = {}

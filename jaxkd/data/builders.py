@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxkd import store
 from jaxkd.data.archives import SplitArrays
-from jaxkd.data.specs import Source
+from jaxkd.data.specs import DatasetSpec
 
 VERSION = "1.0.0"
 
@@ -37,7 +37,7 @@ def _png(image: np.ndarray) -> io.BytesIO:
     return file
 
 
-def _builder_class(source: Source, splits: SplitArrays) -> Any:
+def _builder_class(source: DatasetSpec, splits: SplitArrays) -> Any:
     """Return a builder class for these arrays.
 
     Made by a function, so that tensorflow_datasets is imported only to prepare; not
@@ -80,7 +80,7 @@ def _builder_class(source: Source, splits: SplitArrays) -> Any:
 
 
 def prepare(
-    source: Source, splits: SplitArrays, data_dir: pathlib.Path
+    source: DatasetSpec, splits: SplitArrays, data_dir: pathlib.Path
 ) -> pathlib.Path:
     """Write a TFDS data set from arrays and return its folder.
 

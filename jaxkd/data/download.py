@@ -8,12 +8,14 @@ import urllib.request
 
 from jaxkd import store
 from jaxkd.data import archives
-from jaxkd.data.specs import Archive, Source
+from jaxkd.data.specs import Archive, DatasetSpec
 
 TIMEOUT = 20.0  # seconds without a byte
 
 
-def fetch(source: Source, folder: pathlib.Path, *, timeout: float = TIMEOUT) -> None:
+def fetch(
+    source: DatasetSpec, folder: pathlib.Path, *, timeout: float = TIMEOUT
+) -> None:
     """Download a data set's archives into `folder`, those that are not there yet.
 
     A file appears under its name only when it is complete and its content verified, so

@@ -15,7 +15,7 @@ from jaxkd.data import (
     download,
     embedded,
 )
-from jaxkd.data.specs import SOURCES, Source
+from jaxkd.data.specs import SOURCES, DatasetSpec
 
 VALIDATION_SHARE = 0.1
 VALIDATION_SEED = 20150309  # far from the small seeds that users give to `subset`
@@ -161,7 +161,7 @@ def _prepared(name: str, archives: Path | None, root: pathlib.Path) -> pathlib.P
 
 
 def _read_archives(
-    source: Source, archives: Path | None, root: pathlib.Path
+    source: DatasetSpec, archives: Path | None, root: pathlib.Path
 ) -> archive_files.SplitArrays:
     given = archives or os.environ.get("JAXKD_ARCHIVES")
     downloads = root / "downloads" / source.name

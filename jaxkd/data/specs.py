@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxkd.data import classes, readers
 
 
-class Member(NamedTuple):
+class ArchiveFile(NamedTuple):
     """A file of examples: its path inside the archive, its split, its content's sum."""
 
     path: str
@@ -23,7 +23,7 @@ class Archive(NamedTuple):
     file: str
     url: str
     checksum: str
-    members: tuple[Member, ...]
+    members: tuple[ArchiveFile, ...]
 
 
 class Edition(NamedTuple):
@@ -33,7 +33,7 @@ class Edition(NamedTuple):
     read: readers.Reader
 
 
-class Source(NamedTuple):
+class DatasetSpec(NamedTuple):
     """A data set with official archives; the first edition is the one downloaded."""
 
     name: str
@@ -60,7 +60,7 @@ def _idx_edition(url: str, gzipped: tuple[str, ...], plain: tuple[str, ...]) -> 
             f"{file}.gz",
             f"{url}{file}.gz",
             f"md5:{md5}",
-            (Member(file, split, f"sha256:{sha256}"),),
+            (ArchiveFile(file, split, f"sha256:{sha256}"),),
         )
         for (file, split), md5, sha256 in zip(
             IDX_FILES.items(), gzipped, plain, strict=True
@@ -71,10 +71,10 @@ def _idx_edition(url: str, gzipped: tuple[str, ...], plain: tuple[str, ...]) -> 
 
 def _members(
     folder: str, algorithm: str, *, files: str, sums: tuple[str, ...]
-) -> tuple[Member, ...]:
+) -> tuple[ArchiveFile, ...]:
     """CIFAR's files; one belongs to "test" if its name starts so."""
     return tuple(
-        Member(
+        ArchiveFile(
             f"{folder}/{file}",
             "test" if file.startswith("test") else "train",
             f"{algorithm}:{content}",
@@ -84,14 +84,14 @@ def _members(
 
 
 def _tar_edition(
-    file: str, checksum: str, members: tuple[Member, ...], read: readers.Reader
+    file: str, checksum: str, members: tuple[ArchiveFile, ...], read: readers.Reader
 ) -> Edition:
     """One gzipped tar."""
     url = f"https://www.cs.toronto.edu/~kriz/{file}"
     return Edition((Archive(file, url, checksum, members),), read)
 
 
-MNIST = Source(
+MNIST = DatasetSpec(
     name="mnist",
     shape=(28, 28, 1),
     counts={"train": 60_000, "test": 10_000},
@@ -117,7 +117,7 @@ MNIST = Source(
     ),
 )
 
-FASHION_MNIST = Source(
+FASHION_MNIST = DatasetSpec(
     name="fashion_mnist",
     shape=(28, 28, 1),
     counts={"train": 60_000, "test": 10_000},
@@ -144,7 +144,7 @@ FASHION_MNIST = Source(
     ),
 )
 
-CIFAR10 = Source(
+CIFAR10 = DatasetSpec(
     name="cifar10",
     shape=(32, 32, 3),
     counts={"train": 50_000, "test": 10_000},
@@ -197,7 +197,7 @@ CIFAR10 = Source(
     ),
 )
 
-CIFAR100 = Source(
+CIFAR100 = DatasetSpec(
     name="cifar100",
     shape=(32, 32, 3),
     counts={"train": 50_000, "test": 10_000},

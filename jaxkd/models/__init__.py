@@ -24,7 +24,7 @@ from jaxkd.models.shufflenet_v2 import SHUFFLENETS_V2, ShuffleNetV2, shufflenet_
 from jaxkd.models.vgg import VGGS, Vgg, vgg
 from jaxkd.models.vit import VITS, ViT, vit
 from jaxkd.models.weights import (
-    Preprocessing,
+    PublishedInput,
     Report,
     Rule,
     Table,
@@ -63,7 +63,7 @@ __all__ = [
     "MobileNetV2",
     "MobileNetV3",
     "Net",
-    "Preprocessing",
+    "PublishedInput",
     "RegNet",
     "Report",
     "ResNet",

@@ -17,7 +17,7 @@ from jaxkd.schemes.staged import Stage, stage_distiller
 from jaxkd.types import Batch
 
 
-class Lesson(NamedTuple):
+class RecipePart(NamedTuple):
     """One training; most stages of a run have one.
 
     Attributes:
@@ -40,7 +40,7 @@ class Lesson(NamedTuple):
     deployed: Callable[[Any], TrainState] = lambda state: state
 
 
-def lessons(recipe: Recipe, splits: RunData, teacher: Any = None) -> list[Lesson]:
+def lessons(recipe: Recipe, splits: RunData, teacher: Any = None) -> list[RecipePart]:
     """Return the trainings of a recipe, in order.
 
     Args:
@@ -51,21 +51,21 @@ def lessons(recipe: Recipe, splits: RunData, teacher: Any = None) -> list[Lesson
     return SCHEMES[recipe.scheme](recipe, splits, teacher)
 
 
-def _staged(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
-    def lesson(stage: Stage) -> Lesson:
+def _staged(recipe: Recipe, splits: RunData, teacher: Any) -> list[RecipePart]:
+    def lesson(stage: Stage) -> RecipePart:
         def make(start: Any, before: Any) -> Distiller:
             net = networks.started(recipe.net, start)
             return stage_distiller(stage, net, recipe.teacher, before)
 
         variables = lambda before: recipe.teacher_variables
-        return Lesson(
+        return RecipePart(
             stage.name, stage.epochs, recipe.net, make, variables, splits.resident
         )
 
     return [lesson(stage) for stage in recipe.stages]
 
 
-def _offline(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
+def _offline(recipe: Recipe, splits: RunData, teacher: Any) -> list[RecipePart]:
     net, variables = teacher
     if splits.view.random:
         raise ValueError(
@@ -89,7 +89,7 @@ def _only(recipe: Recipe) -> tuple[Stage, distill.Spec]:
     return stage, stage.spec
 
 
-def _mutual(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
+def _mutual(recipe: Recipe, splits: RunData, teacher: Any) -> list[RecipePart]:
     first, *others = recipe.options["peers"]
 
     def make(start: Any, before: Any) -> Distiller:
@@ -101,7 +101,7 @@ def _mutual(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
     return [lesson._replace(distiller=make, deployed=lambda states: states[0])]
 
 
-def _self_teacher(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
+def _self_teacher(recipe: Recipe, splits: RunData, teacher: Any) -> list[RecipePart]:
     def make(start: Any, before: Any) -> Distiller:
         net = networks.started(recipe.net, start)
         return self_teacher.distiller(net, spec, stage.tx, **recipe.options)
@@ -111,10 +111,10 @@ def _self_teacher(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]
     return [lesson._replace(distiller=make, deployed=self_teacher.promoted)]
 
 
-def _born_again(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
+def _born_again(recipe: Recipe, splits: RunData, teacher: Any) -> list[RecipePart]:
     stage, spec = _only(recipe)
 
-    def generation(number: int) -> Lesson:
+    def generation(number: int) -> RecipePart:
         teach = distill.frozen(recipe.net) if number else recipe.teacher
         own = distill.labels_only() if teach is distill.no_teacher else spec
 
@@ -122,7 +122,7 @@ def _born_again(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
             net = networks.started(recipe.net, start if number == 0 else None)
             return distill.distiller(net, teach, own, stage.tx)
 
-        return Lesson(
+        return RecipePart(
             f"generation{number}",
             stage.epochs,
             recipe.net,
@@ -135,7 +135,7 @@ def _born_again(recipe: Recipe, splits: RunData, teacher: Any) -> list[Lesson]:
 
 
 # How the module of `jaxkd.schemes` that a recipe names is run in a stage.
-SCHEMES: dict[str, Callable[[Recipe, RunData, Any], list[Lesson]]] = {
+SCHEMES: dict[str, Callable[[Recipe, RunData, Any], list[RecipePart]]] = {
     "staged": _staged,
     "offline": _offline,
     "mutual": _mutual,
@@ -145,7 +145,7 @@ SCHEMES: dict[str, Callable[[Recipe, RunData, Any], list[Lesson]]] = {
 
 
 def trace(
-    trainings: list[Lesson], splits: RunData, start: Any, *, batch_size: int
+    trainings: list[RecipePart], splits: RunData, start: Any, *, batch_size: int
 ) -> tuple[Any, Any]:
     """Trace the first state and an epoch of each lesson.
 

@@ -19,7 +19,7 @@ COUNTS = {"train": 40, "test": 20}
 class Made(NamedTuple):
     """A specification, the folder with its archives, and what they hold."""
 
-    source: specs.Source
+    source: specs.DatasetSpec
     folder: pathlib.Path
     truth: dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -41,7 +41,7 @@ def draw(shape):
 
 
 def source(shape, *editions):
-    return specs.Source(
+    return specs.DatasetSpec(
         name="tiny",
         shape=shape,
         counts=COUNTS,
@@ -62,7 +62,7 @@ def make_idx(folder, mtime=0):
             content = header + array.tobytes()
             packed = gzip.compress(content, mtime=mtime)
             (folder / f"{file}.gz").write_bytes(packed)
-            member = specs.Member(file, split, sha256(content))
+            member = specs.ArchiveFile(file, split, sha256(content))
             url = f"http://127.0.0.1:9/{file}.gz"
             archive = specs.Archive(f"{file}.gz", url, sha256(packed), (member,))
             archives.append(archive)
@@ -93,7 +93,9 @@ def make_binary(folder, label_bytes):
         records = np.concatenate([head, planes(images)], 1)
         for name, part in zip(names, np.split(records, len(names)), strict=True):
             contents[f"tiny-bin/{name}"] = part.tobytes()
-            member = specs.Member(f"tiny-bin/{name}", split, sha256(part.tobytes()))
+            member = specs.ArchiveFile(
+                f"tiny-bin/{name}", split, sha256(part.tobytes())
+            )
             members.append(member)
     tar(folder / "tiny.tar.gz", contents)
     checksum = sha256((folder / "tiny.tar.gz").read_bytes())
@@ -109,7 +111,7 @@ def make_pickled(folder):
     for split, (images, labels) in truth.items():
         batch = {b"data": planes(images), b"labels": labels.tolist()}
         contents[f"tiny-py/{split}"] = content = pickle.dumps(batch, protocol=2)
-        members.append(specs.Member(f"tiny-py/{split}", split, sha256(content)))
+        members.append(specs.ArchiveFile(f"tiny-py/{split}", split, sha256(content)))
     tar(folder / "tiny.tar.gz", contents)
     archive = specs.Archive("tiny.tar.gz", "", "", tuple(members))
     edition = specs.Edition((archive,), readers.cifar_pickled(b"labels"))

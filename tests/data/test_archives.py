@@ -73,7 +73,9 @@ def test_an_archive_packed_anew_has_another_sum_and_serves(made_idx):
 
 
 def test_the_second_edition_is_used_where_the_first_is_missing(made):
-    absent = specs.Archive("absent.tar.gz", "", "", (specs.Member("a", "train", ""),))
+    absent = specs.Archive(
+        "absent.tar.gz", "", "", (specs.ArchiveFile("a", "train", ""),)
+    )
     first = specs.Edition((absent,), readers.idx)
     both = made.source._replace(editions=(first, *made.source.editions))
     assert_truth(read(made._replace(source=both)), made)

@@ -116,7 +116,7 @@ def test_out_and_in_again_is_exact(layout, shape, parts):
         shape = (*shape[:-1], 9)
     leaf = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     kernel = "kernel" if leaf.ndim > 1 else "bias"
-    place = rules.Place(tuple("abc")[:parts], kernel, layout)
+    place = rules.FilePlace(tuple("abc")[:parts], kernel, layout)
     assert np.array_equal(rules.ours(place, rules.theirs(place, leaf)), leaf)
 
 

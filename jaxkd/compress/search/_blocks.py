@@ -20,7 +20,7 @@ from jaxkd.models.net import Net
 UNTOLD = ("parent", "name")
 
 
-class Block(NamedTuple):
+class TracedBlock(NamedTuple):
     """A module with its arguments, and what they cost.
 
     Attributes:
@@ -53,7 +53,7 @@ class Whole(NamedTuple):
 
 
 def taken_apart(
-    net: Net, image_shape: tuple[int, ...], known: dict[str, Block]
+    net: Net, image_shape: tuple[int, ...], known: dict[str, TracedBlock]
 ) -> Whole:
     """Find the blocks of a network, and add to `known` those that are new.
 
@@ -99,7 +99,7 @@ def taken_apart(
     )
 
 
-def _block(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Block:
+def _block(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> TracedBlock:
     """Trace a module by itself, with its variables' initialisation."""
     alone = module.clone(parent=None, name=None)
     inputs = tuple(_shape(a) for a in args if _is_array(a))
@@ -124,7 +124,7 @@ def _block(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Block:
     macs = costs.macs(start, jax.random.key(0), *inputs)
     output, variables = traced[0]
     params = costs.parameters(variables.get("params", {}))
-    return Block(run, inputs, output, macs, params)
+    return TracedBlock(run, inputs, output, macs, params)
 
 
 def _is_array(value: Any) -> bool:

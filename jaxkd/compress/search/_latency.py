@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import _check, store
-from jaxkd.compress.search._blocks import Block, taken_apart
+from jaxkd.compress.search._blocks import TracedBlock, taken_apart
 from jaxkd.compress.search._controller import Tokens
 from jaxkd.compress.search._limit import Measure
 from jaxkd.compress.search._space import Space
@@ -70,7 +70,7 @@ def latency(
       From tokens to milliseconds, for `limit`. It raises a ValueError where a network
       has no blocks, or one of them not exactly one input.
     """
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, TracedBlock] = {}
     known: dict[Tokens, float] = {}
     times = _stored(file)
 

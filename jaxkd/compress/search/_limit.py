@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxkd import _check
-from jaxkd.compress.search._blocks import Block, taken_apart
+from jaxkd.compress.search._blocks import TracedBlock, taken_apart
 from jaxkd.compress.search._controller import Tokens, check_choices, check_tokens
 from jaxkd.compress.search._space import Space
 
@@ -173,7 +173,7 @@ def _counted(space: Space, image_shape: tuple[int, ...], field: str) -> Measure:
     for length in image_shape:
         _check.whole(1)("image_shape", length)
     known: dict[Tokens, float] = {}
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, TracedBlock] = {}
 
     def cost(tokens: Tokens) -> float:
         tokens = tuple(tokens)

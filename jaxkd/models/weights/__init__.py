@@ -6,12 +6,12 @@ written for whole families: any depth and width that a constructor of the zoo ma
 """
 
 from jaxkd.models.weights.loading import Report, load_weights
-from jaxkd.models.weights.preprocessing import Preprocessing, preprocessing
+from jaxkd.models.weights.preprocessing import PublishedInput, preprocessing
 from jaxkd.models.weights.rules import Rule, Table
 from jaxkd.models.weights.saving import save_weights
 
 __all__ = [
-    "Preprocessing",
+    "PublishedInput",
     "Report",
     "Rule",
     "Table",

@@ -14,7 +14,7 @@ from jaxkd._text import alternatives, did_you_mean
 from jaxkd.models.net import Net
 from jaxkd.models.weights import formats, rules
 from jaxkd.models.weights.preprocessing import preprocessing
-from jaxkd.models.weights.rules import Place, Table
+from jaxkd.models.weights.rules import FilePlace, Table
 from jaxkd.models.weights.tables import TABLES
 from jaxkd.models.zoo import ZOO
 
@@ -45,7 +45,7 @@ class _Match(NamedTuple):
 
     source: str
     table: Table | None
-    places: Mapping[str, Place]
+    places: Mapping[str, FilePlace]
 
     def known(self, arrays: formats.Arrays) -> int:
         """Return how many leaves a file has under these names."""
@@ -193,7 +193,7 @@ _OWN: tuple[Callable[[str], str], ...] = (
 
 
 def _own(shapes, change) -> _Match:
-    places = {path: Place((change(path),), "") for path in shapes}
+    places = {path: FilePlace((change(path),), "") for path in shapes}
     return _Match("jaxkd", None, places)
 
 

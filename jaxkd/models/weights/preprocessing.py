@@ -6,7 +6,7 @@ from jaxkd._text import alternatives
 from jaxkd.models.zoo import ZOO
 
 
-class Preprocessing(NamedTuple):
+class PublishedInput(NamedTuple):
     """What a network's published weights expect of an image.
 
     Attributes:
@@ -25,10 +25,10 @@ class Preprocessing(NamedTuple):
 
 
 # RepDistiller's and mdistiller's numbers for CIFAR-100; torchvision's for ImageNet.
-CIFAR = Preprocessing(
+CIFAR = PublishedInput(
     32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), "bilinear", 1.0
 )
-IMAGENET = Preprocessing(
+IMAGENET = PublishedInput(
     224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875
 )
 BICUBIC = IMAGENET._replace(interpolation="bicubic")
@@ -39,7 +39,7 @@ LITE = BICUBIC._replace(mean=(127 / 255,) * 3, deviation=(128 / 255,) * 3)
 BILINEAR = LITE._replace(interpolation="bilinear")
 
 # All other names of the zoo, for small images, are prepared as `CIFAR`.
-PREPROCESSING: dict[str, Preprocessing] = {
+PREPROCESSING: dict[str, PublishedInput] = {
     **dict.fromkeys(
         (
             "resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2",
@@ -68,7 +68,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
 }  # fmt: skip
 
 
-def preprocessing(name: str) -> Preprocessing:
+def preprocessing(name: str) -> PublishedInput:
     """Return how images are prepared for the published weights of a network.
 
     Args:

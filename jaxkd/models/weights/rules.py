@@ -79,7 +79,7 @@ class Table(NamedTuple):
         return f"{self.sources[0]}/{self.family}"
 
 
-class Place(NamedTuple):
+class FilePlace(NamedTuple):
     """Where a leaf of ours is in a file.
 
     Attributes:
@@ -107,7 +107,7 @@ def layer_and_leaf(path: str) -> tuple[str, str]:
     return (layer, leaf) if leaf in LEAVES else (path, "")
 
 
-def places(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Place] | None:
+def places(table: Table, shapes: Mapping[str, Shape]) -> dict[str, FilePlace] | None:
     """Return where a table has every leaf of a network, None if it does not fit.
 
     It fits if it names every leaf, and every rule that is not optional names one.
@@ -131,11 +131,11 @@ def places(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Place] | None
         known = {k: int(v) for k, v in match.groupdict().items()} | counted[layer]
         theirs = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
         names = tuple(_named(name, known, LEAVES.get(leaf, "")) for name in theirs)
-        found[path] = Place(names, leaf, rule.layout)
+        found[path] = FilePlace(names, leaf, rule.layout)
     return None if {r for r in table.rules if not r.optional} - used else found
 
 
-def counters(found: Mapping[str, Place]) -> list[str]:
+def counters(found: Mapping[str, FilePlace]) -> list[str]:
     """Names of the counters that PyTorch's BatchNorm layers have beside their means."""
     return [
         place.names[0].removesuffix("running_mean") + TRACKED
@@ -247,7 +247,7 @@ def _sum(text: str, known: Mapping[str, int]) -> int:
     return total
 
 
-def ours(place: Place, arrays: list[np.ndarray]) -> np.ndarray:
+def ours(place: FilePlace, arrays: list[np.ndarray]) -> np.ndarray:
     """Return a leaf of ours from arrays of a file."""
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     if place.layout == "column":
@@ -261,7 +261,7 @@ def ours(place: Place, arrays: list[np.ndarray]) -> np.ndarray:
     return array.T
 
 
-def theirs(place: Place, leaf: np.ndarray) -> list[np.ndarray]:
+def theirs(place: FilePlace, leaf: np.ndarray) -> list[np.ndarray]:
     """Return the arrays of a file from a leaf of ours; the inverse of `ours`."""
     if place.layout == "column":
         leaf = leaf[:, None, None]

@@ -2,8 +2,8 @@
 
 A pickle is a program. Before it runs, every instruction and every global that it names
 is compared with the few that a state dict needs (`INSTRUCTIONS`, `GLOBALS`); anything
-else is refused by name. Tensors come out of it as `View`s, and become arrays only after
-their shapes were compared with the bytes that the file really has.
+else is refused by name. Tensors come out of it as `TensorView`s, and become arrays only
+after their shapes were compared with the bytes that the file really has.
 """
 
 import io
@@ -93,7 +93,7 @@ class Storage(NamedTuple):
     size: int
 
 
-class View(NamedTuple):
+class TensorView(NamedTuple):
     """A tensor before its numbers are read: where they lie in a storage."""
 
     storage: Storage
@@ -102,14 +102,14 @@ class View(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _view(storage, offset, shape, strides, *_) -> View:
+def _view(storage, offset, shape, strides, *_) -> TensorView:
     """Return what `torch._utils._rebuild_tensor_v2` is called with."""
     whole = all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides))
     if not isinstance(storage, Storage) or len(shape) != len(strides) or not whole:
         raise ValueError(
             f"a tensor has shape {shape} and strides {strides}: the file is damaged"
         )
-    return View(storage, offset, tuple(shape), tuple(strides))
+    return TensorView(storage, offset, tuple(shape), tuple(strides))
 
 
 def _ordered(*pairs) -> OrderedDict:
@@ -253,8 +253,8 @@ def _numbers(content: bytes, storage: Storage, order: str) -> np.ndarray:
     return np.frombuffer(content, dtype)
 
 
-def _views(tree: Any) -> list[View]:
-    found: list[View] = []
+def _views(tree: Any) -> list[TensorView]:
+    found: list[TensorView] = []
     _walk(tree, found.append)
     return found
 
@@ -263,7 +263,7 @@ def _filled(tree: Any, numbers: Callable[[Storage], np.ndarray]) -> Any:
     """Return the tree with arrays for views; each storage is read once."""
     cache: dict[str, np.ndarray] = {}
 
-    def array(view: View) -> np.ndarray:
+    def array(view: TensorView) -> np.ndarray:
         storage = view.storage
         size = 1
         for length in view.shape:
@@ -290,9 +290,9 @@ def _filled(tree: Any, numbers: Callable[[Storage], np.ndarray]) -> Any:
     return _walk(tree, array)
 
 
-def _walk(tree: Any, change: Callable[[View], Any]) -> Any:
+def _walk(tree: Any, change: Callable[[TensorView], Any]) -> Any:
     """Return the containers of a tree anew, with `change` of its views."""
-    if isinstance(tree, View):
+    if isinstance(tree, TensorView):
         return change(tree)
     if isinstance(tree, Mapping):
         return {key: _walk(value, change) for key, value in tree.items()}

@@ -204,7 +204,7 @@ def _saving(stage: Training, context: StageContext, *, take_best: bool) -> Savin
 
 
 def _fit_lesson(
-    lesson: lessons.Lesson,
+    lesson: lessons.RecipePart,
     number: int,
     stage: Training,
     context: StageContext,
