@@ -283,9 +283,11 @@ def _hooked(kind: Any) -> Any:
     def __call__(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         hook = vars(self)[HOOK]
         called = Called(self, hook.path, hook.leaf)
-        call = functools.partial(kind.__call__, self)
+        call: Any = functools.partial(kind.__call__, self)
+        signature = inspect.signature(call)
         for interceptor in hook.through:
             call = functools.partial(_through, interceptor, call, called)
+            call.__signature__ = signature  # interceptors look for arguments by name
         return call(*args, **kwargs)
 
     functools.update_wrapper(__call__, kind.__call__)

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
+from flax import nnx
 from jaxtyping import Array
 
 from jaxkd import _tree
-from jaxkd.models.interception import arguments
+from jaxkd.models.interception import arguments, intercept_calls
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -22,7 +23,8 @@ def frozen_statistics(net: Net, patterns: Patterns = "*") -> Net:
     are parameters: `freeze` them where they should stay too.
 
     Args:
-      net: from `models.from_linen` or `from_foreign`, or a model made with them.
+      net: from `models.from_linen`, `from_nnx` or `from_foreign`, or a model
+        made with them.
       patterns: of the BatchNorms' paths, e.g. "stage1*"; all by default.
 
     Returns:
@@ -34,20 +36,15 @@ def frozen_statistics(net: Net, patterns: Patterns = "*") -> Net:
     def apply(params: Params, state: State, x: Array, *, train: bool, key=None):
         called: set[str] = set()
 
-        def stored(next_call, args, kwargs, context):
-            module = context.module
-            if (
-                not isinstance(module, nn.BatchNorm)
-                or context.method_name != "__call__"
-            ):
+        def stored(next_call, args, kwargs, module):
+            if not isinstance(module.module, nn.BatchNorm | nnx.BatchNorm):
                 return next_call(*args, **kwargs)
-            path = "/".join(module.path)
-            called.add(path)
-            if not _tree.matches(path, patterns):
+            called.add(module.path)
+            if not _tree.matches(module.path, patterns):
                 return next_call(*args, **kwargs)
-            return _on_stored(module, next_call, args, kwargs)
+            return _on_stored(module.module, next_call, args, kwargs)
 
-        with nn.intercept_methods(stored):
+        with intercept_calls(stored):
             out = net.apply(params, state, x, train=train, key=key)
         for pattern in patterns:
             if not any(_tree.matches(path, pattern) for path in called):
@@ -60,7 +57,7 @@ def frozen_statistics(net: Net, patterns: Patterns = "*") -> Net:
     return Net(net.init, apply)
 
 
-def _on_stored(module: nn.BatchNorm, call: Callable, args: tuple, kwargs: dict) -> Any:
+def _on_stored(module: Any, call: Callable, args: tuple, kwargs: dict) -> Any:
     """One call of a BatchNorm with stored statistics, however it was told otherwise."""
     given = arguments(call, args, kwargs)
     x, mask = given["x"], given.get("mask")

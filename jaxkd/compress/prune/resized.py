@@ -4,6 +4,7 @@ A linen layer is told its width twice: by its attribute `features`, and by the s
 its kernel. After pruning the kernel is right. So the same module runs unchanged, with
 each layer's attributes set to what its kernel says at the moment it is called, and
 without linen's comparison of a parameter's shape with the one that the code asks for.
+Most layers of nnx look at nothing but their kernel.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from flax import nnx
 
-from jaxkd.models.interception import arguments
+from jaxkd.models.interception import Called, arguments, intercept_calls
 from jaxkd.models.net import Net
 
 Path = tuple[str, ...]
@@ -39,11 +41,12 @@ def resized(network: Any) -> Any:
     `ConvTranspose`, `Einsum`, `Embed`) take it from their kernels' shapes, and so does
     every `self.param` of your own modules. `GroupNorm` loses whole groups only: the
     size of a group stays, and there are fewer of them. Everything else takes its width
-    from its inputs or, where it reshapes by a number of its own, cannot be resized.
+    from its inputs or, where it reshapes by a number of its own, cannot be resized. Of
+    nnx, `Conv` in groups, `GroupNorm` and `LinearGeneral` are resized in the same way.
     With the original variables nothing changes. The module itself is left as it is.
 
     Args:
-      network: a `jaxkd.models.Net` made of a linen module, or a linen module.
+      network: a `jaxkd.models.Net` made of a linen or nnx module, or a linen module.
 
     Returns:
       For a `Net` a `Net`, to be trained, distilled and measured as any other; for a
@@ -113,8 +116,27 @@ def widths_of_variables(sizes: Sizes) -> Iterator[None]:
                 _set(module, "param", _unchecked(module))
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(intercept):
+    with nn.intercept_methods(intercept), intercept_calls(_resize_nnx):
         yield
+
+
+def _resize_nnx(call: Callable, args: tuple, kwargs: dict, called: Called) -> Any:
+    """Call a layer of nnx with the widths of its variables and inputs.
+
+    The other layers of nnx take their widths from their variables by themselves.
+    """
+    module = called.module
+    if isinstance(module, nnx.Conv | nnx.GroupNorm | nnx.LinearGeneral):
+        x = next(iter(arguments(call, args, kwargs).values()))
+        if isinstance(module, nnx.Conv) and module.feature_group_count > 1:
+            module.in_features = x.shape[-1]
+            module.feature_group_count = x.shape[-1] // module.kernel.shape[-2]
+        if isinstance(module, nnx.GroupNorm):
+            module.num_groups = x.shape[-1] // module.group_size
+        if isinstance(module, nnx.LinearGeneral):
+            axes = len(module.out_features)
+            module.out_features = module.kernel.shape[-axes:]
+    return call(*args, **kwargs)
 
 
 def _once(run: Callable[[], Any]) -> Sizes:

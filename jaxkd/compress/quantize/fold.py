@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +11,9 @@ from jaxtyping import Array
 from jaxkd import _tree
 from jaxkd.compress.quantize import finite
 from jaxkd.compress.quantize.graph import OpGraph
-from jaxkd.compress.quantize.norms import Norm, batch_norms, is_call
+from jaxkd.compress.quantize.norms import LAYERS, NORMS, Norm, batch_norms
 from jaxkd.models.convolution import conv_general_dilated
-from jaxkd.models.interception import arguments
+from jaxkd.models.interception import Called, arguments, intercept_calls
 from jaxkd.models.net import Net
 from jaxkd.types import Params, State
 
@@ -51,7 +50,8 @@ def fold(
     batch under a grid that was made for another.
 
     Args:
-      net: from `models.from_linen` or `from_foreign`, or a model made with them.
+      net: from `models.from_linen`, `from_nnx` or `from_foreign`, or a model
+        made with them.
       params: its parameters, trained.
       state: its state, with the running statistics.
       image_shape: of one image, without the batch axis.
@@ -85,7 +85,7 @@ def fold(
         return variables(*net.init(rng, x))
 
     def apply(params, state, x, **how):
-        with nn.intercept_methods(_replaced(norms, set(folded))):
+        with intercept_calls(_replaced(norms, set(folded))):
             return net.apply(params, state, x, **how)
 
     new = Net(init, apply)
@@ -145,25 +145,24 @@ def unfolded(
 def _replaced(norms: dict[str, Norm], layers: set[str]) -> Callable[..., Any]:
     """Return the interceptor that runs a folded network."""
 
-    def call_folded(call, args, kwargs, context):
-        module, path = context.module, "/".join(context.module.path)
-        if is_call(context, nn.BatchNorm) and path in norms:
+    def call_folded(call, args, kwargs, called):
+        if isinstance(called.module, NORMS) and called.path in norms:
             x = arguments(call, args, kwargs)["x"]
-            return x if norms[path].layer is not None else _affine(module, x)
+            return x if norms[called.path].layer is not None else _affine(called, x)
         out = call(*args, **kwargs)
-        linear = path in layers and is_call(context, nn.Conv, nn.Dense)
-        if linear and not module.use_bias:
-            bias = module.get_variable("params", "bias").astype(out.dtype)
+        linear = called.path in layers and isinstance(called.module, LAYERS)
+        if linear and not called.module.use_bias:
+            bias = called.leaf("bias").astype(out.dtype)
             out += bias.reshape((1,) * (out.ndim - 1) + (-1,))
         return out
 
     return call_folded
 
 
-def _affine(module: nn.BatchNorm, x: Array) -> Array:
-    """Its scale and bias. On images a depthwise convolution, which devices have."""
-    scale: Array = module.get_variable("params", "kernel").astype(x.dtype)
-    bias: Array = module.get_variable("params", "bias").astype(x.dtype)
+def _affine(norm: Called, x: Array) -> Array:
+    """Apply its scale and bias, on images as the depthwise convolution devices have."""
+    scale: Array = norm.leaf("kernel").astype(x.dtype)
+    bias: Array = norm.leaf("bias").astype(x.dtype)
     whole = (1,) * (x.ndim - 1) + (-1,)
     if x.ndim != 4:
         return x * scale.reshape(whole) + bias.reshape(whole)

@@ -7,17 +7,20 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from jaxkd.compress.quantize import kernels
 from jaxkd.compress.quantize.graph import LINEAR, OpGraph, equations, trace
-from jaxkd.models.interception import arguments
+from jaxkd.models.interception import arguments, intercept_calls
 from jaxkd.models.net import Net, naming_images
 from jaxkd.types import Params, State
 
 MARK = "fold:"  # names values of layers while the network is traced
 NO_VALUE = -1
+NORMS = (nn.BatchNorm, nnx.BatchNorm)
+LAYERS = (nn.Conv, nn.Dense, nnx.Conv, nnx.Linear)
 
 
 class Norm(NamedTuple):
@@ -41,7 +44,7 @@ def batch_norms(
     net: Net, params: Params, state: State, image_shape: tuple[int, ...]
 ) -> tuple[OpGraph, dict[str, Norm]]:
     """Return the traced network, and every BatchNorm by its path."""
-    modules: dict[str, nn.BatchNorm] = {}
+    modules: dict[str, Any] = {}
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with _marked(modules):
         call = lambda p, s, x: net.apply(p, s, x, train=False)
@@ -64,27 +67,21 @@ def batch_norms(
     }
 
 
-def is_call(context: Any, *kinds: type) -> bool:
-    """Return whether an intercepted method is the call of a module of these kinds."""
-    return context.method_name == "__call__" and isinstance(context.module, kinds)
-
-
 @contextlib.contextmanager
-def _marked(norms: dict[str, nn.BatchNorm]) -> Iterator[None]:
+def _marked(norms: dict[str, Any]) -> Iterator[None]:
     """Inside, layers name what they return and BatchNorms what they read."""
 
-    def mark(call, args, kwargs, context):
-        path = "/".join(context.module.path)
-        if is_call(context, nn.BatchNorm):
-            norms[path] = context.module
+    def mark(call, args, kwargs, called):
+        if isinstance(called.module, NORMS):
+            norms[called.path] = called.module
             given = arguments(call, args, kwargs)
-            return call(**given | {"x": _named(given["x"], f"norm:{path}")})
+            return call(**given | {"x": _named(given["x"], f"norm:{called.path}")})
         out = call(*args, **kwargs)
-        if is_call(context, nn.Conv, nn.Dense):
-            return _named(out, f"layer:{path}")
+        if isinstance(called.module, LAYERS):
+            return _named(out, f"layer:{called.path}")
         return out
 
-    with nn.intercept_methods(mark):
+    with intercept_calls(mark):
         yield
 
 
