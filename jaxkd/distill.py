@@ -460,6 +460,11 @@ def distiller(
             )
         weight = pair[0]
         concrete = not callable(weight) and not isinstance(weight, jax.core.Tracer)
+        if concrete and np.asarray(weight).dtype.kind not in "iuf":
+            raise ValueError(
+                f"the weight of spec[{name!r}] must be a number or a schedule, got "
+                f"{weight!r}"
+            )
         if concrete and not np.isfinite(weight).all():
             raise ValueError(
                 f"the weight of spec[{name!r}] must be finite, got {weight}"

@@ -165,6 +165,66 @@ def test_another_optimiser_network_loss_or_view_does_not_resume(tmp_path):
         learn(view=darker)
 
 
+def test_other_test_data_or_metrics_are_no_metrics_of_a_finished_run(tmp_path):
+    how = {"batch_size": 8, "epochs": 1, "checkpoints": tmp_path, **HOW}
+    dataset = toys.dataset()
+    learn = lambda test=dataset, **more: train.learn(
+        toys.student, dataset, test=test, **how, **more
+    )
+    learn()
+    learn()  # resumed
+    other = data.subset(dataset, 20, seed=0)
+    for message, again in (
+        ("test was", lambda: learn(other)),
+        ("test was", lambda: learn(None)),
+        ("metrics was", lambda: learn(metrics={"mine": lambda logits, y: y.mean()})),
+    ):
+        with pytest.raises(ValueError, match=f"another run: {message}"):
+            again()
+
+
+@pytest.mark.bad_input
+def test_a_seed_that_was_not_trained_is_refused():
+    how = {"batch_size": 8, "epochs": 0, **HOW}
+    several = train.learn(toys.student, toys.dataset(), seeds=2, **how)
+    for i in (-1, 2):
+        with pytest.raises(IndexError, match=f"seed {i} is not one of the run's 2"):
+            several.seed(i)
+    with pytest.raises(IndexError, match="use `variables`"):
+        train.learn(toys.student, toys.dataset(), **how).seed(0)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"seeds": []}, "seeds must be an integer"),
+        ({"key": 3}, "key must be of `jax.random.key`.* got int"),
+        ({"key": jnp.zeros(2, jnp.uint32)}, r"got uint32\[2\]; .*wrap_key_data"),
+        ({"start": {}}, r"start must be \(params, state\), got dict"),
+        ({"start": ({}, {})}, "start must have the student's variables"),
+        ({"spec": {"ce": ("1", distill.on_labels(losses.kd))}}, "must be a number or"),
+        ({"checkpoints": __file__}, "is a file, not a folder"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(more, message):
+    with pytest.raises(ValueError, match=message):
+        train.learn(
+            toys.student, toys.dataset(), batch_size=8, epochs=1, **{**HOW, **more}
+        )
+
+
+@pytest.mark.bad_input
+def test_labels_that_are_all_missing_are_refused():
+    dataset = toys.dataset()
+    bare = {"image": dataset.images, "label": np.full(len(dataset), -1, np.int32)}
+    how = {"batch_size": 8, "epochs": 1, **HOW}
+    with pytest.raises(ValueError, match="the examples: every label is -1"):
+        train.learn(toys.student, bare, **how)
+    with pytest.raises(ValueError, match="the test data: every label is -1"):
+        train.learn(toys.student, dataset, test=bare, **how)
+
+
 def test_less_is_saved_on_request_but_nothing_is_lost(tmp_path):
     learn = lambda **more: train.learn(
         toys.student,

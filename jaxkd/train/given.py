@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxkd import _check, data, distill
+from jaxkd import _check, _tree, data, distill
 from jaxkd.data import Stream
 from jaxkd.distill import Inputs, Teacher
 from jaxkd.models.net import Net
@@ -63,6 +63,40 @@ def columns_of(
             seen = name == f"['{inputs}']"
             _check_numbers(name, column, columns.get("where"), finite=seen)
     return columns
+
+
+def check_labelled(name: str, columns: Batch) -> None:
+    """Refuse integer labels that are all -1: nothing would be learnt, or measured."""
+    label = columns.get("label")
+    if label is None or not jnp.issubdtype(label.dtype, jnp.integer):
+        return
+    if label.size and not bool(jnp.any(label != -1)):
+        raise ValueError(f"{name}: every label is -1, for an example without one")
+
+
+def check_start(start: Any, fresh: Any, *, several: bool) -> None:
+    """Refuse variables to start from that are not of the student's names and shapes.
+
+    Args:
+      start: `(params, state)`.
+      fresh: the student's own, of one seed or, with a leading axis, of several.
+      several: whether of several.
+    """
+    if not isinstance(start, tuple | list) or len(start) != 2:
+        raise ValueError(f"start must be (params, state), got {type(start).__name__}")
+    found, wanted = (_tree.flatten(list(tree)) for tree in (start, fresh))
+    if found.keys() != wanted.keys():
+        odd = sorted(found.keys() ^ wanted.keys())[0]
+        raise ValueError(f"start must have the student's variables, and {odd} differs")
+    for path, leaf in wanted.items():
+        shapes = {leaf.shape, leaf.shape[1:] if several else leaf.shape}
+        if (got := jnp.shape(found[path])) not in shapes:
+            part, _, rest = path.partition("/")
+            where = f"{'params' if part == '0' else 'state'}/{rest}"
+            raise ValueError(
+                f"start does not fit the student: {where} has shape {got}, and the "
+                f"student's has {min(shapes, key=len)}"
+            )
 
 
 def _check_numbers(

@@ -140,7 +140,10 @@ def learn(
             f"student must be a Net or a Distiller, got {type(student).__name__}; "
             "models.from_linen makes a Net of a linen module"
         )
+    if checkpoints is not None and pathlib.Path(checkpoints).is_file():
+        raise ValueError(f"checkpoints={str(checkpoints)!r} is a file, not a folder")
     view = augment.chain() if view is None else view
+    spec_is_labels = False
     keys = _keys(seeds, key)
     teach, teacher_variables = given.teacher_of(teacher, inputs)
     if isinstance(student, Distiller):
@@ -155,6 +158,7 @@ def learn(
             'e.g. spec={"kd": (1.0, distill.on_logits(losses.kd))}'
         )
     else:
+        spec_is_labels = spec is None
         spec = distill.labels_only() if spec is None else spec
         d, net = distill.distiller(student, teach, spec, tx, inputs=inputs), student
     columns = given.columns_of(examples, inputs)
@@ -162,6 +166,10 @@ def learn(
     measured = (
         None if test is None or callable(test) else given.columns_of(test, inputs)
     )
+    if isinstance(measured, dict):
+        given.check_labelled("the test data", measured)
+    if net is not None and spec_is_labels and isinstance(columns, dict):
+        given.check_labelled("the examples", columns)
     if isinstance(columns, Stream):
         mesh, steps, size = columns.mesh, columns.steps, columns.batch_size
     elif batch_size is None:
@@ -196,6 +204,7 @@ def learn(
                 objective=None if spec is None else _weights(spec),
                 step=_step_facts(d, keys, teacher_variables, batch),
                 view=_view_fact(view, stored(columns, view)),
+                **_test_facts(test, measured, test_view or view, metrics),
                 **(identity or {}),
             )
             warn = lambda message: warnings.warn(message, stacklevel=5)
@@ -244,11 +253,19 @@ def _keys(seeds: int | None, key: Array | None) -> Array:
     if seeds is not None and key is not None:
         raise ValueError("seeds and key exclude each other, got both")
     if key is not None:
+        dtype = getattr(key, "dtype", None)
+        if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+            kind = type(key).__name__ if dtype is None else f"{dtype}{list(key.shape)}"
+            raise ValueError(
+                "key must be of `jax.random.key`, or several of them, got "
+                f"{kind}; jax.random.wrap_key_data makes one of an array of PRNGKey"
+            )
+        if not key.size:
+            raise ValueError("key must be one key or several, got an empty array")
         return key
     if seeds is None:
         return jax.random.key(0)
-    if seeds < 1:
-        raise ValueError(f"seeds must be >= 1, got {seeds}")
+    _check.whole(1)("seeds", seeds)
     return jax.vmap(jax.random.key)(jnp.arange(seeds))
 
 
@@ -274,6 +291,7 @@ def _initialize(
     state = jax.jit(init)(keys, teacher_variables, batch)
     if start is None:
         return state
+    given.check_start(start, state.student, several=bool(keys.ndim))
     # Copies: a donated state must not hold the caller's buffers.
     params, variables = jax.tree.map(
         lambda new, old: jnp.array(jnp.broadcast_to(jnp.asarray(old), new.shape)),
@@ -309,6 +327,17 @@ def _view_fact(view: View, batch: Batch) -> str:
     """Return what the view computes."""
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
     return fingerprint.of(jax.make_jaxpr(view)(jax.random.key(0), shapes))
+
+
+def _test_facts(test: Any, measured: Any, view: View, metrics: Any) -> dict[str, Any]:
+    """Return what the history's metrics are measured on, and their names."""
+    if not isinstance(measured, dict):
+        return {"test": None if test is None else "a function"}
+    return {
+        "test": store.digest(measured),
+        "test_view": _view_fact(view, stored(measured, view)),
+        "metrics": sorted(metrics or ()),
+    }
 
 
 def _facts(columns: Batch | Stream) -> Any:

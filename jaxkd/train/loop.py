@@ -57,7 +57,18 @@ class Run(NamedTuple):
         return self.state.student
 
     def seed(self, i: int) -> Variables:
-        """Return the student's variables of the i-th of several seeds."""
+        """Return the student's variables of the i-th of several seeds.
+
+        Raises:
+          IndexError: if there is no such seed.
+        """
+        seeds = self.state.step.shape[0] if self.state.step.ndim else 0
+        if not 0 <= i < seeds:
+            raise IndexError(
+                f"seed {i} is not one of the run's {seeds} (from 0)"
+                if seeds
+                else "the run is of one key, without seeds: use `variables`"
+            )
         return jax.tree.map(lambda leaf: leaf[i], self.state.student)
 
     def final(self, metric: str = "accuracy") -> np.ndarray:

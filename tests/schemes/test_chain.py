@@ -218,7 +218,7 @@ def test_assistants_on_digits_lead_from_large_to_small():
 
 def test_ctrl_c_in_a_training_does_not_count_as_trained(tmp_path, monkeypatch):
     run = chain.train.Run(None, [{}], interrupted=True)
-    monkeypatch.setattr("jaxkd.train.learning.fit", lambda *args, **knobs: run)
+    monkeypatch.setattr("jaxkd.train.saving.fit", lambda *args, **knobs: run)
     learn = chain.by_fit(
         digits.tx, digits.images("train"), view=digits.view(), batch_size=50, epochs=3
     )
