@@ -6,11 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+from jaxkd import train
 from jaxkd.models import from_linen, from_nnx
 from jaxkd.types import Outputs
+from tests import toys
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (4, 6, 6, 3))
@@ -90,12 +93,12 @@ def test_the_network_computes_what_it_does_in_linen():
     state = jax.tree.map(lambda s: s + 0.25, state)  # not zero and one
     theirs = as_linen(params), {"batch_stats": as_linen(state["batch_stats"])}
     assert jax.tree.structure(theirs) == jax.tree.structure(linen.init(KEY, X))
-    for train in (True, False):
+    for training in (True, False):
 
         @partial(jax.jit, static_argnums=0)
-        def step(net, params, state, train=train):
+        def step(net, params, state, training=training):
             def loss(params):
-                out, new = net.apply(params, state, X, train=train)
+                out, new = net.apply(params, state, X, train=training)
                 return (out.logits**2).sum(), (out.logits, new)
 
             return jax.grad(loss, has_aux=True)(params)
@@ -254,3 +257,71 @@ def test_a_rematerialised_block_trains():
         return jax.jit(jax.grad(loss, has_aux=True))(params)
 
     same(gradient(net), gradient(plain), rtol=1e-3, atol=1e-4)
+
+
+class Toy(nnx.Module):
+    """Has batch statistics, and dropout if it is asked for."""
+
+    def __init__(self, width, drop=0.1, *, rngs):
+        self.inner = nnx.Linear(48, width, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
+        self.drop = nnx.Dropout(drop, rngs=rngs)
+        self.head = nnx.Linear(width, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.inner(x.reshape(len(x), -1))))
+        return self.head(self.drop(x))
+
+
+class LinenToy(nn.Module):
+    """`Toy` in linen, with its names, without dropout."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(self.width, name="inner")(x.reshape(len(x), -1))
+        x = hidden = nn.BatchNorm(not train, momentum=0.9, name="norm")(x)
+        return nn.Dense(5, name="head")(nn.relu(x)), {"hidden": hidden}
+
+
+learn = partial(
+    train.learn,
+    examples=toys.dataset(),
+    spec=toys.spec,
+    view=toys.view,
+    batch_size=8,
+    tx=optax.sgd(0.05),
+    progress=False,
+)
+
+
+def test_a_student_learns_logits_and_a_feature_as_it_does_in_linen():
+    tapped = {"taps": {"hidden": "norm"}}
+    teacher = from_nnx(partial(Toy, 9), **tapped)
+    student = from_nnx(partial(Toy, 6, 0.0), **tapped)
+    x = jnp.zeros((2, 4, 4, 3))
+    taught, start = teacher.init(KEY, x), student.init(jax.random.key(1), x)
+    ours = learn(student, teacher=(teacher, taught), start=start, epochs=3)
+    linen_teacher, linen = from_linen(LinenToy(9)), from_linen(LinenToy(6))
+    theirs = learn(linen, teacher=(linen_teacher, taught), start=start, epochs=3)
+    same(ours.variables, theirs.variables, rtol=1e-3, atol=1e-4)
+    for loss in ("loss/kd", "loss/hint"):
+        same(*(run.history[-1][loss] for run in (ours, theirs)), rtol=1e-3)
+
+
+def test_a_training_of_several_seeds_is_known_by_its_program(tmp_path):
+    def run(checkpoints, width=6):
+        tapped = {"taps": {"hidden": "norm"}}
+        teacher, student = (from_nnx(partial(Toy, n), **tapped) for n in (9, width))
+        taught = teacher.init(KEY, jnp.zeros((2, 4, 4, 3)))
+        given = {"teacher": (teacher, taught), "checkpoints": checkpoints}
+        return learn(student, seeds=2, epochs=2, **given)
+
+    stored, read, fresh = run(tmp_path), run(tmp_path), run(None)
+    same(stored.variables, fresh.variables)
+    same(read.variables, stored.variables, rtol=0)
+    a, b = (stored.seed(i)[0]["inner"]["kernel"] for i in range(2))
+    assert np.abs(a - b).max() > 0.01
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run(tmp_path, width=7)
