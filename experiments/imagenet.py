@@ -28,7 +28,6 @@ References:
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any, Literal
@@ -41,15 +40,14 @@ import tyro
 
 from experiments import common
 from experiments.bench import fake_images
-from jaxkd import checkpoint, data, distill, log, losses, mesh, processes, train
+from jaxkd import checkpoint, data, distill, losses, mesh, processes, train
 from jaxkd.data import augment, decode
+from jaxkd.data.preprocessing import IMAGENET
 from jaxkd.models import ZOO, Net
 
 Pair = Literal["resnet34-resnet18", "resnet50-mobilenet_v1"]
 # The share of the non-target classes, as the authors of DKD chose it for each pair.
 DKD_BETA = {"resnet34-resnet18": 0.5, "resnet50-mobilenet_v1": 2.0}
-# Of ImageNet's pixels, by channel.
-MEAN, SD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 # Epochs, batch size, learning rate as published; the rate of "patient" is ours: theirs,
 # .03, is for networks without BatchNorm.
 SGD, PATIENT = (100, 512, 0.2), (1200, 4096, 3e-3)
@@ -83,6 +81,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Run the experiment; return the last epoch's row."""
+    # How long and fast, on which devices.
     processes.start()
     devices = mesh.make(config.model_devices)
     patient = config.method == "patient"
@@ -90,23 +89,26 @@ def main(config: Config) -> dict[str, Any]:
     epochs = config.epochs or (2 if config.fake else epochs)
     batch_size, rate = config.batch_size or batch_size, config.learning_rate or rate
 
+    # The data, and how networks see them.
     examples, test = streams(config, batch_size, devices)
-    plain = augment.chain(augment.to_float(), augment.normalise(MEAN, SD))
+    plain = augment.chain(
+        augment.to_float(), augment.normalise(*map(np.array, IMAGENET))
+    )
     # Coefficients are uniform in [0, 1]: images between the data, not near them.
     mixed = [augment.mixup(1.0)] if patient else []
     view = augment.chain(augment.flip(), plain, *mixed)
 
+    # The networks.
     classes = len(examples.source.classes)
     teacher, student = (network(name, classes) for name in config.pair.split("-"))
     if config.method == "teacher":
         student = teacher
 
+    # The objective, and the optimiser.
     ce = distill.on_labels(losses.cross_entropy)
     kd = distill.on_logits(losses.kd, temperature=1.0)
-    beta = DKD_BETA[config.pair]
-    dkd = distill.on_logits_and_labels(
-        losses.dkd, alpha=1.0, beta=beta, temperature=1.0
-    )
+    share = {"alpha": 1.0, "beta": DKD_BETA[config.pair]}
+    dkd = distill.on_logits_and_labels(losses.dkd, temperature=1.0, **share)
     spec = {
         "teacher": {"ce": (1.0, ce)},
         "none": {"ce": (1.0, ce)},
@@ -128,12 +130,12 @@ def main(config: Config) -> dict[str, Any]:
             optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9)
         )
 
+    # The training.
     taught = None
     if config.method not in ("teacher", "none"):
         variables = teacher_variables(config, teacher)
-        split = mesh.sharded(variables, devices)
-        taught = teacher, mesh.put(variables, split)
-    directory, write = common.start("imagenet", config, may_change=MAY_CHANGE)
+        taught = teacher, mesh.put(variables, mesh.sharded(variables, devices))
+    directory, log = common.start("imagenet", config, may_change=MAY_CHANGE)
     run = train.learn(
         student,
         examples,
@@ -147,14 +149,13 @@ def main(config: Config) -> dict[str, Any]:
         test_view=plain,
         checkpoints=directory / "checkpoints",
         save_every=config.save_every,
-        log=write,
+        log=log,
         name=config.method,
     )
+
+    # The result.
     last = run.history[-1]
     if jax.process_index() == 0:
-        result = {"pair": config.pair, **last, **log.versions()}
-        result |= {"batch_size": batch_size, "fake": config.fake}
-        (directory / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         print(
             f"{config.pair}, {config.method}: accuracy {100 * last['accuracy']:.2f} %"
             f"{' (fake images)' if config.fake else ''}, "
