@@ -20,8 +20,9 @@ class Net(NamedTuple):
     it comes back changed only from a call with `train=True`, and is `{}` for a network
     that has none. `key` feeds dropout and whatever else a module draws when it trains.
 
-    A `Net` made from a linen module is still open to `flax.linen.intercept_methods`
-    around `init` or `apply`, which is how its layers are resized or quantized.
+    A `Net` made from a linen or nnx module is still open to
+    `models.interception.intercept_calls` around `apply`, which is how its layers are
+    resized or folded.
 
     Attributes:
       init: `(key, x) -> (params, state)`.

@@ -91,3 +91,28 @@ def test_statistics_stay_where_they_are_frozen():
     assert not any(jax.tree.leaves(moved["batch_stats"]["norms"]))
     with pytest.raises(ValueError, match="fits no BatchNorm"):
         frozen_statistics(net, "stem*").apply(params, state, X, train=True, key=KEY)
+
+
+class Reshapes(nnx.Module):
+    """Has a width of its own in a reshape."""
+
+    def __init__(self, *, rngs):
+        self.body = Body(rngs=rngs)
+        self.head = nnx.Linear(4, 5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.body(x.mean((1, 2))))
+
+
+class Body(nnx.Module):
+    def __init__(self, *, rngs):
+        self.inner = nnx.Linear(3, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.inner(x)).reshape(-1, 2, 4).sum(1)
+
+
+def test_what_cannot_be_resized_is_listed_with_its_module():
+    net = from_nnx(Reshapes)
+    listing = prune.analyse_net(net, *net.init(KEY, X), SHAPE).listing()
+    assert "0 units" in listing and "in body: " in listing

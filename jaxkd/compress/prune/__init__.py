@@ -1,4 +1,4 @@
-"""Remove channels from a network, whichever linen module it is.
+"""Remove channels from a network, whichever module of linen or nnx it is.
 
     plan = analyse_net(net, params, state, (32, 32, 3))   # what goes together
     print(plan.listing())

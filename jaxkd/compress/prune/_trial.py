@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -15,6 +14,7 @@ from jaxkd import jaxpr
 from jaxkd.compress.prune.plan import Plan
 from jaxkd.compress.prune.resized import following
 from jaxkd.compress.prune.trace.labels import Equation, Ledger
+from jaxkd.models.interception import intercept_calls
 
 
 class Prediction(NamedTuple):
@@ -85,14 +85,13 @@ def pruned_program(
 def _modules_entered(entered: list[str]) -> Iterator[None]:
     """Inside, `entered` holds the modules that have been called and not left."""
 
-    def follow(call, args, kwargs, context):
-        module = context.module
-        entered.append("/".join(module.path) or type(module).__name__)
+    def follow(call, args, kwargs, called):
+        entered.append(called.path or type(called.module).__name__)
         out = call(*args, **kwargs)
         entered.pop()
         return out
 
-    with nn.intercept_methods(follow):
+    with intercept_calls(follow):
         yield
 
 
