@@ -107,6 +107,7 @@ PRINTED = """
 """
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_every_process():
     run = lambda *more: subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PRINTED), *more],

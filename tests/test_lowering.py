@@ -163,7 +163,13 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in ("depthwise", "quantized")))
+        for n in NETS
+    ],
+)
 def test_a_step_of(name):
     net = NETS[name]()
     assert problems(*taught(net, net)) == []

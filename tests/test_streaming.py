@@ -314,6 +314,7 @@ print("steps", int(run(stream).state.step), "of", stream.steps)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts so on Linux")
+@pytest.mark.slow
 def test_four_times_the_allowed_memory_is_streamed_within_it(tmp_path):
     allowed = 24
     shape = (4 * allowed * 128, 64, 64, 2)  # 8 KiB an image

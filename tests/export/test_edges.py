@@ -187,7 +187,10 @@ def test_quantizing_the_images_is_no_part_of_the_latency(written, monkeypatch):
     assert export.latency([written[0] / f"int8.{f}" for f in FORMATS]) == [0.0]
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "format",
+    [FORMATS[0], *(pytest.param(f, marks=pytest.mark.slow) for f in FORMATS[1:])],
+)
 @pytest.mark.bad_input
 def test_what_has_no_integers_at_its_ends_is_refused(digits, tmp_path, format):
     write, (folded, x) = getattr(export, format), digits

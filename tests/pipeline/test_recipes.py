@@ -55,6 +55,7 @@ def distilled(run):
     return [row for row in rows(run) if row["kind"] == "distill"]
 
 
+@pytest.mark.slow
 def test_simkd_ends_in_the_teachers_classifier_and_is_loaded_again(tmp_path):
     pooled = TEACHER.replace(
         'kind = "cnn"\nstages = [[8]]\nhidden = []', 'kind = "zoo"\nname = "resnet8"'

@@ -326,6 +326,7 @@ def test_random_programs_prune_exactly(data):
     assert plan.params(dropped) == cost.parameters(plan.apply(weights, dropped))
 
 
+@pytest.mark.slow
 def test_the_hash_is_the_same_in_another_process_and_another_for_another_plan():
     code = (
         "import jax, jax.numpy as jnp\n"

@@ -17,9 +17,14 @@ FROZEN = {
     "fused_qkv": "a part of it is cut out (split",
     "tied": "an input of the network",
 }
+# Three of many groups take a third of the time of all.
+SOME_SLOW = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("vit", "densenet", "unet")))
+    for name in foreign.NETS
+]
 
 
-@pytest.mark.parametrize("name", foreign.NETS)
+@pytest.mark.parametrize("name", SOME_SLOW)
 @jax.numpy_rank_promotion("allow")
 def test_every_group_that_is_offered_can_be_pruned_alone_and_with_the_others(name):
     net, params, state, shape = foreign.made(name)

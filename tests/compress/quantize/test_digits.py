@@ -65,6 +65,7 @@ def test_eight_bits_after_training(knobs):
     assert accuracy(net, params, state) >= before - 0.01
 
 
+@pytest.mark.slow
 def test_three_bits_are_bad_after_training_and_better_with_it():
     net, params, state, _, before = after_training(
         weights=3, activations=3, per_channel=False, estimator="ema"

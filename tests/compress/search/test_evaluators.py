@@ -29,6 +29,7 @@ COURSE = search.Course(
 )
 
 
+@pytest.mark.slow
 def test_a_short_training_tells_a_network_that_can_learn_from_one_that_cannot():
     evaluate = search.short_training(WIDTHS, COURSE, epochs=8, seeds=2)
     narrow, wide = evaluate((0,)), evaluate((1,))
@@ -55,6 +56,7 @@ def test_a_training_is_the_librarys_own():
     np.testing.assert_allclose(found["accuracy"], accuracy[0])
 
 
+@pytest.mark.slow
 def test_a_teacher_shows_in_the_reward():
     """Labels that say nothing, and a teacher whose logits say everything."""
     resident = dict(COURSE.resident)

@@ -363,5 +363,5 @@ def test_wrong_arguments_are_refused_before_anything_is_evaluated(tmp_path):
         refuse(budget=1, settings={"f": sum})
     with pytest.raises(ValueError, match="none of the 0 trials is feasible"):
         search.best([])
-    with pytest.raises(RuntimeError, match="in the processes of `pool` only"):
+    with pytest.raises(RuntimeError, match="outside of the processes of `pool`"):
         search.in_pool((0,))
