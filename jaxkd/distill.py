@@ -561,9 +561,9 @@ def check_labels(
     if label is None or not jnp.issubdtype(label.dtype, jnp.integer):
         return
     variables = state.student
-    if state.key.ndim:
-        first = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-        variables = jax.tree.map(first, variables)
+    # Of several seeds, of several copies of a network, or of both.
+    first = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[state.key.ndim :], leaf.dtype)
+    variables = jax.tree.map(first, variables)
     run = lambda v, x: net.apply(*v, x, train=False)[0].logits
     seen = select(inputs, batch)
     classes = jax.eval_shape(run, variables, seen).shape[-1]

@@ -3,6 +3,7 @@
 import importlib.resources
 import os
 import pathlib
+import re
 import tomllib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,7 @@ def decoded(raw: Any, name: str) -> "Config":
             raise ValueError(f"{name}: {problem}")
         return msgspec.convert(raw, Config)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise ValueError(f"{name}: {error}") from error
+        text = re.sub(r"(.*) - at `\$\.(.*)`", r"\2: \1", str(error))
+        raise ValueError(f"{name}: {text}") from error
     except RecursionError as error:
         raise ValueError(f"{name} is nested too deeply") from error

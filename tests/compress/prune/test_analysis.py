@@ -90,12 +90,14 @@ FEW = ["resnet8", "wrn_16_1", "vgg8", "mobilenet_v1_050", "shufflenet_v2"]
     [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in ZOO],
 )
 def test_every_network_of_the_zoo_is_analysed_and_costs_what_it_costs(name):
-    net, shape = ZOO[name](classes=10), (32, 32, 3)
+    # Patches of 14 pixels divide no 32.
+    net, shape = ZOO[name](classes=10), (28, 28, 3) if "14" in name else (32, 32, 3)
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     params, state = jax.eval_shape(net.init, jax.random.key(0), x)
     plan = prune.analyse_net(net, params, state, shape)
     assert (plan.params(), plan.macs(), plan.bytes()) == cost.of(net, shape)
-    assert plan.units > 0
+    # LayerNorm and GRN reduce over all channels of ConvNeXt V2: none can go.
+    assert plan.units > 0 or name == "convnextv2_atto"
     assert {m.path for g in plan.groups for m in g.members} <= {
         leaf.path for leaf in plan.leaves
     }
