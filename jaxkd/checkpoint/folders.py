@@ -98,10 +98,10 @@ def clean(folder: pathlib.Path, keep: int, best: bool) -> None:
 def clear_after(
     folder: str | os.PathLike, step: int, last: int, warn: Callable[[str], None]
 ) -> None:
-    """Make room for the checkpoints of a run that resumes at `step`.
+    """Remove the checkpoints of later steps than `step`, where a run resumes.
 
-    Those of later steps are removed. What is no checkpoint, and has the name of one of
-    the steps to `last`, is set aside. Of many processes, the first one does it.
+    Anything else under the name of a step up to `last` is renamed. Of several
+    processes, the first one does it.
     """
     if jax.process_index() != 0 or not pathlib.Path(folder).is_dir():
         return

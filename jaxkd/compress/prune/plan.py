@@ -138,7 +138,7 @@ class Plan:
         """Return the group of that name.
 
         Raises:
-          KeyError: if there is none, listing those there are.
+          KeyError: if no group has that name, listing the groups.
         """
         for group in self.groups:
             if group.name == name:

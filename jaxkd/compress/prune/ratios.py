@@ -107,8 +107,8 @@ def uniform(plan: Plan, scores: ArrayLike, target: Target) -> np.ndarray:
 
     A group of n units keeps, at ratio r, the smallest width allowed of at least
     (1 - r) n. The ratio is found by bisection over those at which a width changes. As
-    widths come in steps, that may leave room under the target: then groups get their
-    last step back, those that lost the largest share first, while it fits.
+    widths change in steps, the cost may then be below the target: groups get their last
+    step back while the target is met, those that lost the largest share first.
 
     Args:
       plan: of the network.
@@ -141,8 +141,9 @@ def global_threshold(
         s'_u = s_u / mean of s over the group of u
 
     Every group keeps at least the smallest width allowed. A group shrinks by a whole
-    step when all units of the step are below the threshold. What room that leaves under
-    the target is filled as in `uniform`, with the dearest steps first.
+    step when all units of the step are below the threshold. If the cost
+    is then below the target, groups get steps back as in `uniform`, of the highest
+    scores first.
 
     Args:
       plan: of the network.
@@ -181,8 +182,9 @@ def by_threshold(target: Target, prices: Sequence[np.ndarray]) -> np.ndarray:
     Each width of each group has a price: the ratio removed, the loss predicted, the
     score of the best unit removed. At a threshold t every group has the smallest width
     whose price is at most t. The thresholds that make a difference are the prices
-    themselves; they are bisected. As widths come in steps, that may leave room under
-    the target: then groups get their last step back, the dearest first, while it fits.
+    themselves; they are bisected. As widths change in steps, the cost may then be
+    below the target: groups get their last step back while the target is met, those of
+    the highest price first.
 
     Args:
       target: to be met.
