@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from jaxkd._text import alternatives
 from jaxkd.data import images, preprocessing
 from jaxkd.data.images import Example
-from jaxkd.data.splits import SPLITS, Splits, split_of
+from jaxkd.data.splits import SPLITS, Splits, check_shares, split_of
 
 SPLIT_NAMES = {
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
@@ -74,9 +74,7 @@ def folder(
         photos = data.folder("photos", size=96)
         run = train.learn(student, photos.train, view=photos.view(), ...)
     """
-    for name, share in (("test", test), ("validation", validation)):
-        if not 0 < share <= 0.9:
-            raise ValueError(f"{name}: must be a share in (0, 0.9], got {share}")
+    check_shares(test, validation)
     root = pathlib.Path(path).expanduser()
     examples, classes = find(root, test=test, validation=validation)
     return images.splits(

@@ -12,7 +12,7 @@ import numpy as np
 from jaxkd._text import alternatives
 from jaxkd.data import preprocessing
 from jaxkd.data.dataset import Dataset, check
-from jaxkd.data.splits import Splits, shares
+from jaxkd.data.splits import Splits, check_shares, shares
 
 Path = str | os.PathLike[str]
 COLUMNS = ("image", "label", "index")
@@ -155,9 +155,7 @@ def divide(
       ValueError: if a share is out of its range or leaves a split empty; if the test
         images differ from the others in shape or type.
     """
-    for name, share in (("test", test), ("validation", validation)):
-        if not 0 < share <= 0.9:
-            raise ValueError(f"{name}: must be a share in (0, 0.9], got {share}")
+    check_shares(test, validation)
     found = shares(whole, test=0 if tested else test, validation=validation)
     if tested is not None:
         one, other = (

@@ -32,6 +32,13 @@ class Splits(NamedTuple):
         return self.preprocessing.view()
 
 
+def check_shares(test: float, validation: float) -> None:
+    """Refuse shares of a data set that leave no images to train or to measure on."""
+    for name, share in (("test", test), ("validation", validation)):
+        if not 0 < share <= 0.9:
+            raise ValueError(f"{name}: must be a share in (0, 0.9], got {share}")
+
+
 def split_of(hashed: int, test: float, validation: float) -> str:
     """Return the split of an example by a hash in [0, 2**64).
 

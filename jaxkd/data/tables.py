@@ -14,7 +14,7 @@ from typing import Any
 from jaxkd.data import images, preprocessing
 from jaxkd.data.folders import SPLIT_NAMES
 from jaxkd.data.images import Example
-from jaxkd.data.splits import Splits, split_of
+from jaxkd.data.splits import Splits, check_shares, split_of
 
 Path = str | os.PathLike[str]
 ENDINGS = (".parquet", ".arrow")
@@ -60,9 +60,7 @@ def huggingface(
       FileNotFoundError: if there are no such files.
       ValueError: naming the file and the column that does not fit.
     """
-    for key, share in (("test", test), ("validation", validation)):
-        if not 0 < share <= 0.9:
-            raise ValueError(f"{key}: must be a share in (0, 0.9], got {share}")
+    check_shares(test, validation)
     root = pathlib.Path(path).expanduser()
     examples, classes = find(
         root, image=image, label=label, test=test, validation=validation
